@@ -118,7 +118,7 @@ class GroupTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_lun("san_lun", self.san_lun)
         if self.journal_size < _JOURNAL_BYTES_MIN or self.journal_size % 4096:
             raise ValueError(
-                f"journal_size {int(self.journal_size)} is not a multiple of 4096 from {_JOURNAL_BYTES_MIN} on"
+                f"journal_size {int(self.journal_size)}: not a multiple of 4096, at least {_JOURNAL_BYTES_MIN}"
             )
         if not 1 <= self.commit_interval_ms <= 10_000:
             raise ValueError(f"commit_interval_ms {self.commit_interval_ms} is not between 1 and 10000")

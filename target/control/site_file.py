@@ -1,8 +1,8 @@
 """Reading `site.toml`, the one file that both daemons of a site are started with.
 
 `target.config` and `hostagent.config` each declare the tables they need as msgspec structs; this module turns
-the file into them. Every failure is an `OperatorError` that names file, key and reason. Relative paths count from
-the directory of the file, so that a site's directory can be moved as a whole.
+the file into them. Every failure is an `OperatorError` that names file, key and reason. Relative paths count
+from the directory of the file, so that a site's directory can be moved as a whole.
 """
 
 from __future__ import annotations
