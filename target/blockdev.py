@@ -1,0 +1,175 @@
+"""What lies below everything: a range of bytes that can be read, written and made durable.
+
+`FileDevice` is a file or a block device of the host. The simulation and the tests have others with the same methods
+(a disk that loses its cache, tears, fails): all pass `tests/conformance/test_blockdev.py`. Every call may
+block, except `pread_nowait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from target.volume import Buffer
+
+_BLKGETSIZE64 = 0x80081272  # linux/fs.h
+_FALLOC_FL_KEEP_SIZE_PUNCH_HOLE = 0x03  # linux/falloc.h
+_IOV_MAX = 1024
+
+
+class BlockDevice(Protocol):
+    """Bytes at offsets. Errors are `OSError`."""
+
+    size_bytes: int
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Exactly `length` bytes; EIO when the device ends before."""
+
+    def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        """Fill the whole buffer."""
+
+    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+        """`length` bytes if they are in memory already, None if reading would block."""
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all buffers, in order, from `offset` on. Volatile until `flush`."""
+
+    def flush(self) -> None:
+        """Make everything written before durable (fdatasync)."""
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, giving its space back where the device can."""
+
+    def data_extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of the parts that may hold something else than zeros, ascending."""
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+
+
+class FileDevice:
+    """A regular file or a block device of the host, through the page cache."""
+
+    def __init__(self, path: Path | str, *, create_bytes: int | None = None, read_only: bool = False) -> None:
+        self.path = Path(path)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        if create_bytes is not None:
+            flags |= os.O_CREAT
+        self._fd = os.open(self.path, flags, 0o600)
+        info = os.fstat(self._fd)
+        self._is_file = stat.S_ISREG(info.st_mode)
+        if self._is_file:
+            if create_bytes is not None and info.st_size < create_bytes:
+                os.ftruncate(self._fd, create_bytes)
+            self.size_bytes = os.fstat(self._fd).st_size
+        else:
+            raw = fcntl.ioctl(self._fd, _BLKGETSIZE64, b"\0" * 8)
+            self.size_bytes = int(struct.unpack("=Q", raw)[0])
+        self._nowait_flag = os.RWF_NOWAIT
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def pread(self, length: int, offset: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        if len(data) == length:
+            return data
+        buffer = bytearray(length)
+        self.pread_into(buffer, offset)
+        return bytes(buffer)
+
+    def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        view = memoryview(buffer)
+        while view:
+            count = os.preadv(self._fd, [view], offset)
+            if count == 0:
+                raise OSError(errno.EIO, f"{self.path} ends before offset {offset + len(view)}")
+            view = view[count:]
+            offset += count
+
+    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+        buffer = bytearray(length)
+        try:
+            count = os.preadv(self._fd, [buffer], offset, self._nowait_flag)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._nowait_flag:
+                raise
+            self._nowait_flag = 0  # this file system has no RWF_NOWAIT: every read may block, and is short
+            return self.pread(length, offset)
+        return bytes(buffer) if count == length else None
+
+    def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        for start in range(0, len(buffers), _IOV_MAX):
+            part = buffers[start : start + _IOV_MAX]
+            total = sum(map(len, part))
+            count = os.pwritev(self._fd, part, offset)
+            if count != total:
+                self._write_rest(part, offset, count)
+            offset += total
+
+    def _write_rest(self, buffers: Sequence[Buffer], offset: int, written: int) -> None:
+        view = memoryview(b"".join(buffers))[written:]
+        offset += written
+        while view:
+            count = os.pwrite(self._fd, view, offset)
+            if count == 0:
+                raise OSError(errno.ENOSPC, f"{self.path}: nothing more could be written at {offset}")
+            view = view[count:]
+            offset += count
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def punch(self, offset: int, length: int) -> None:
+        if self._is_file and length:
+            with contextlib.suppress(OSError):
+                _fallocate(self._fd, _FALLOC_FL_KEEP_SIZE_PUNCH_HOLE, offset, length)
+                return
+        zeros = memoryview(bytes(min(length, 1 << 20)))
+        while length > 0:
+            part = zeros[: min(length, len(zeros))]
+            self.pwritev([part], offset)
+            offset += len(part)
+            length -= len(part)
+
+    def data_extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        end = offset + length
+        if not self._is_file:
+            yield offset, length
+            return
+        while offset < end:
+            try:
+                start = os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a hole up to the end
+                    return
+                raise
+            if start >= end:
+                return
+            stop = min(os.lseek(self._fd, start, os.SEEK_HOLE), end)
+            yield start, stop - start
+            offset = stop
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), which the standard library does not have in full."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if libc.fallocate(fd, mode, offset, length) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
