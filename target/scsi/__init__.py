@@ -1,0 +1,8 @@
+"""The SCSI device server: commands in, volume calls out. It knows no transport and no journal.
+
+In reading order: `command` (the seam to the front ends), `device_server` (LUNs), `logical_unit` (dispatch,
+and the short way of READ and WRITE), `operations` (the table of commands), `media_commands` and
+`unit_commands` (what they do), `chain` (several volume calls for one command), `unit_state`,
+`unit_attention`. Formats, all pure and used by the initiator too: `cdb`, `sense`, `inquiry`, `mode`,
+`capacity`, `lun`.
+"""

@@ -1,0 +1,145 @@
+"""A logical unit: executes SCSI commands on a volume. Between the front ends (iSCSI, TCMU) and the write
+path.
+
+READ and WRITE (10) and (16) without flags go the short way, in this module: one unpacking, one check of the
+bounds, one volume call, with the command itself as the volume's `Request`. Everything else takes the long way
+through the table in `operations`. Both ways give the same results: the short one handles only what cannot
+fail, and leaves the rest.
+"""
+
+from __future__ import annotations
+
+from target.scsi.cdb import BLOCK_10, BLOCK_16, CDB_BYTES_MAX, Opcode
+from target.scsi.chain import Chain, check_condition
+from target.scsi.command import Nexus, ScsiCommand, ScsiResult
+from target.scsi.inquiry import Limits
+from target.scsi.mode import ModeParameters
+from target.scsi.operations import operation_of
+from target.scsi.sense import (
+    BUS_DEVICE_RESET_FUNCTION_OCCURRED,
+    CAPACITY_DATA_HAS_CHANGED,
+    INVALID_COMMAND_OPERATION_CODE,
+    Sense,
+)
+from target.scsi.unit_state import UnitState
+from target.volume import Buffer, Volume
+
+_unpack_10 = BLOCK_10.unpack_from
+_unpack_16 = BLOCK_16.unpack_from
+
+# These are executed while a unit attention is pending, and leave it pending or report it themselves (SAM-5
+# 5.14).
+_BEFORE_UNIT_ATTENTION = (Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE)
+
+
+class LogicalUnit(UnitState):
+    """Invariant: every command given to `execute` is completed exactly once, whatever its CDB holds."""
+
+    def __init__(self, volume: Volume, limits: Limits | None = None) -> None:
+        super().__init__(volume, limits)
+        ways = [self._execute_any] * 256
+        ways[Opcode.READ_10] = self._read_10
+        ways[Opcode.WRITE_10] = self._write_10
+        ways[Opcode.READ_16] = self._read_16
+        ways[Opcode.WRITE_16] = self._write_16
+        self._ways = tuple(ways)
+
+    def execute(self, command: ScsiCommand) -> None:
+        """Execute one command; it is completed at once or later, on the loop thread."""
+        cdb = command.cdb
+        if id(command.nexus) not in self.attentions.quiet and self._reported_unit_attention(command):
+            return
+        if len(cdb) < CDB_BYTES_MAX:
+            self._execute_any(command, cdb)
+        else:
+            self._ways[cdb[0]](command, cdb)
+
+    def raise_unit_attention(self, sense: Sense, except_for: Nexus | None = None) -> None:
+        """Tell every initiator, at its next command."""
+        self.attentions.establish(sense, except_for)
+
+    def capacity_changed(self) -> None:
+        """The volume has another size now."""
+        self.refresh_capacity()
+        self.raise_unit_attention(CAPACITY_DATA_HAS_CHANGED)
+
+    def reset(self) -> None:
+        """LOGICAL UNIT RESET (SAM-5 6.3.3), after the front end has aborted the commands."""
+        self.set_mode(ModeParameters())
+        self.raise_unit_attention(BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+
+    def nexus_lost(self, nexus: Nexus) -> None:
+        """The session is gone: nothing is kept for it."""
+        self.attentions.forget(nexus)
+
+    def _reported_unit_attention(self, command: ScsiCommand) -> bool:
+        if command.cdb and command.cdb[0] in _BEFORE_UNIT_ATTENTION:
+            return False
+        sense = self.attentions.take(command.nexus)
+        if sense is None:
+            return False
+        command.complete(check_condition(sense))
+        return True
+
+    # The short way. Measured: each check here costs about 20 ns, a call about 50.
+
+    def _read_10(self, command: ScsiCommand, cdb: Buffer) -> None:
+        _, flags, lba, _, blocks, control = _unpack_10(cdb)
+        if flags or control or not 0 < blocks <= self.transfer_blocks_max or lba + blocks > self.block_count:
+            self._execute_any(command, cdb)
+        else:
+            self.volume.read(lba << self.block_shift, blocks << self.block_shift, command)
+
+    def _read_16(self, command: ScsiCommand, cdb: Buffer) -> None:
+        _, flags, lba, blocks, _, control = _unpack_16(cdb)
+        if flags or control or not 0 < blocks <= self.transfer_blocks_max or lba + blocks > self.block_count:
+            self._execute_any(command, cdb)
+        else:
+            self.volume.read(lba << self.block_shift, blocks << self.block_shift, command)
+
+    def _write_10(self, command: ScsiCommand, cdb: Buffer) -> None:
+        _, flags, lba, _, blocks, control = _unpack_10(cdb)
+        data = command.data_out
+        if (
+            flags
+            or control
+            or not 0 < blocks <= self.fast_write_blocks_max
+            or lba + blocks > self.block_count
+            or len(data) != blocks << self.block_shift
+        ):
+            self._execute_any(command, cdb)
+        else:
+            self.volume.write(lba << self.block_shift, data, self.write_through, command)
+
+    def _write_16(self, command: ScsiCommand, cdb: Buffer) -> None:
+        _, flags, lba, blocks, _, control = _unpack_16(cdb)
+        data = command.data_out
+        if (
+            flags
+            or control
+            or not 0 < blocks <= self.fast_write_blocks_max
+            or lba + blocks > self.block_count
+            or len(data) != blocks << self.block_shift
+        ):
+            self._execute_any(command, cdb)
+        else:
+            self.volume.write(lba << self.block_shift, data, self.write_through, command)
+
+    # The long way.
+
+    def _execute_any(self, command: ScsiCommand, cdb: Buffer) -> None:
+        whole = bytes(cdb)
+        operation = operation_of(whole)
+        if isinstance(operation, Sense):
+            command.complete(check_condition(operation))
+            return
+        if operation.handler is None:
+            command.complete(check_condition(INVALID_COMMAND_OPERATION_CODE))
+            return
+        outcome = operation.handler(self, command, whole[: operation.length])
+        if isinstance(outcome, ScsiResult):
+            command.complete(outcome)
+        elif isinstance(outcome, Sense):
+            command.complete(check_condition(outcome))
+        else:
+            Chain(command, outcome).run()

@@ -1,0 +1,258 @@
+"""The block commands, complete: every field, any number of volume calls. SBC-3 clause 5.
+
+READ and WRITE without flags take the short way in `logical_unit`; everything else about the medium comes
+here. A handler gets the unit, the command and its whole CDB, in which no reserved bit is set, and returns the
+result, sense data, or the steps that lead to one of them (`chain`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import partial
+
+from target.scsi import cdb as cdbs
+from target.scsi.chain import Steps
+from target.scsi.command import GOOD, ScsiCommand, ScsiResult, Status
+from target.scsi.sense import (
+    PARAMETER_LIST_LENGTH_ERROR,
+    SOFTWARE_WRITE_PROTECTED,
+    Sense,
+    invalid_field_in_cdb,
+    invalid_field_in_parameter_list,
+    lba_out_of_range,
+    miscompare_during_verify,
+)
+from target.scsi.unit_state import UnitState
+from target.volume import Buffer
+
+Outcome = ScsiResult | Sense | Steps
+
+CHUNK_BYTES = 1 << 20
+"""What a command in steps reads or writes at a time: the most memory it holds beside its own data."""
+
+_UNMAP_HEADER = struct.Struct(">HH4x")
+_UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
+
+# BYTCHK, SBC-3 5.30 table 115.
+_MEDIUM_ONLY, _ALL_BYTES, _RESERVED, _ONE_BLOCK = range(4)
+
+
+def read(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """READ (6), (10), (12), (16): SBC-3 5.9 to 5.12."""
+    extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
+    if isinstance(extent, Sense):
+        return extent
+    if extent[1] == 0:
+        return GOOD
+    return _read_steps(unit, *extent, fua=len(cdb) > 6 and bool(cdb[1] & cdbs.FUA))
+
+
+def _read_steps(unit: UnitState, offset: int, length: int, *, fua: bool) -> Steps:
+    if fua:  # what is returned must be on the medium (SBC-3 4.15.4)
+        yield unit.volume.flush
+    data = yield partial(unit.volume.read, offset, length)
+    assert data is not None
+    return ScsiResult(Status.GOOD, (data,))
+
+
+def write(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """WRITE (6), (10), (12), (16): SBC-3 5.32 to 5.36.
+
+    When the initiator sent less than the CDB says, the whole blocks that came are written; the front end
+    reports the residual count.
+    """
+    extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
+    if isinstance(extent, Sense):
+        return extent
+    if unit.mode.software_write_protected:
+        return SOFTWARE_WRITE_PROTECTED
+    offset, length = extent
+    length = min(length, len(command.data_out) >> unit.block_shift << unit.block_shift)
+    if length == 0:
+        return GOOD
+    fua = unit.write_through or (len(cdb) > 6 and bool(cdb[1] & cdbs.FUA))
+    return _write_steps(unit, offset, memoryview(command.data_out)[:length], fua=fua)
+
+
+def _write_steps(unit: UnitState, offset: int, data: Buffer, *, fua: bool) -> Steps:
+    yield partial(unit.volume.write, offset, data, fua)
+    return GOOD
+
+
+def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """WRITE AND VERIFY (10), (12), (16): SBC-3 5.37 to 5.39. The write is durable before it is verified."""
+    bytchk = cdb[1] >> cdbs.BYTCHK_SHIFT & 3
+    if bytchk not in (_MEDIUM_ONLY, _ALL_BYTES):
+        return invalid_field_in_cdb(1, 2)
+    extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
+    if isinstance(extent, Sense):
+        return extent
+    if unit.mode.software_write_protected:
+        return SOFTWARE_WRITE_PROTECTED
+    offset, length = extent
+    if len(command.data_out) < length:
+        return PARAMETER_LIST_LENGTH_ERROR
+    if length == 0:
+        return GOOD
+    data = memoryview(command.data_out)[:length]
+    return _write_and_verify_steps(unit, offset, data, compare=bytchk == _ALL_BYTES)
+
+
+def _write_and_verify_steps(unit: UnitState, offset: int, data: memoryview, *, compare: bool) -> Steps:
+    yield partial(unit.volume.write, offset, data, True)
+    return (yield from _verify_steps(unit, offset, len(data), data if compare else None))
+
+
+def verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """VERIFY (10), (12), (16): SBC-3 5.29 to 5.31."""
+    bytchk = cdb[1] >> cdbs.BYTCHK_SHIFT & 3
+    if bytchk == _RESERVED:
+        return invalid_field_in_cdb(1, 2)
+    extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
+    if isinstance(extent, Sense):
+        return extent
+    offset, length = extent
+    if length == 0:
+        return GOOD
+    if bytchk == _MEDIUM_ONLY:
+        return _verify_steps(unit, offset, length, None)
+    expected_bytes = length if bytchk == _ALL_BYTES else unit.block_size_bytes
+    if len(command.data_out) < expected_bytes:
+        return PARAMETER_LIST_LENGTH_ERROR
+    return _verify_steps(unit, offset, length, memoryview(command.data_out)[:expected_bytes])
+
+
+def _verify_steps(unit: UnitState, offset: int, length: int, expected: memoryview | None) -> Steps:
+    """Read the range and compare it with `expected`, which is as long as the range, or one block for all of
+    it."""
+    for position, count in _chunks(length):
+        data = yield partial(unit.volume.read, offset + position, count)
+        assert data is not None
+        if expected is None:
+            continue
+        if len(expected) < length:
+            difference = _first_difference(data, bytes(expected) * (count // len(expected)))
+            place = difference % len(expected)
+        else:
+            difference = _first_difference(data, expected[position : position + count])
+            place = position + difference
+        if difference >= 0:
+            return miscompare_during_verify(place)
+    return GOOD
+
+
+def _first_difference(left: Buffer, right: Buffer) -> int:
+    """Where two buffers of one length differ first, -1 when they do not."""
+    one, other = bytes(left), bytes(right)
+    if one == other:
+        return -1
+    low, high = 0, len(one)
+    while high - low > 1:  # the first difference is in [low, high)
+        middle = (low + high) // 2
+        if one[low:middle] != other[low:middle]:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def pre_fetch(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """PRE-FETCH (10), (16): SBC-3 5.8. Reads what fits one transfer; zero blocks mean up to the end."""
+    extent = unit.byte_range(cdb, unit.volume.size_bytes)
+    if isinstance(extent, Sense):
+        return extent
+    offset, length = extent
+    length = length or (unit.block_count << unit.block_shift) - offset
+    return _verify_steps(unit, offset, min(length, unit.limits.transfer_bytes_max), None)
+
+
+def synchronize_cache(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """SYNCHRONIZE CACHE (10), (16): SBC-3 5.20. All of the volume is flushed, whatever the range, and IMMED
+    does not make the status come earlier: both are more than was asked for."""
+    extent = unit.byte_range(cdb, unit.volume.size_bytes)
+    return extent if isinstance(extent, Sense) else flush_steps(unit)
+
+
+def flush_steps(unit: UnitState) -> Steps:
+    yield unit.volume.flush
+    return GOOD
+
+
+def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """WRITE SAME (10), (16): SBC-3 5.43, 5.44. With UNMAP a block of zeros is deallocated; any other is
+    written."""
+    if cdb[1] & cdbs.ANCHOR:
+        return invalid_field_in_cdb(1, 4)
+    _, blocks = cdbs.block_range(cdb)
+    if blocks == 0:  # WSNZ
+        return invalid_field_in_cdb(cdbs.blocks_byte(cdb))
+    extent = unit.byte_range(cdb, unit.limits.write_same_bytes_max)
+    if isinstance(extent, Sense):
+        return extent
+    if unit.mode.software_write_protected:
+        return SOFTWARE_WRITE_PROTECTED
+    no_data_out = cdb[0] == cdbs.Opcode.WRITE_SAME_16 and bool(cdb[1] & cdbs.NDOB)
+    block = bytes(unit.block_size_bytes) if no_data_out else bytes(command.data_out[: unit.block_size_bytes])
+    if len(block) < unit.block_size_bytes:
+        return PARAMETER_LIST_LENGTH_ERROR
+    if not any(block):
+        return _zero_steps(unit, [extent])
+    return _write_same_steps(unit, *extent, block)
+
+
+def _write_same_steps(unit: UnitState, offset: int, length: int, block: bytes) -> Steps:
+    pattern = memoryview(block * (min(length, CHUNK_BYTES) // len(block)))
+    for position, count in _chunks(length):
+        yield partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
+    return GOOD
+
+
+def unmap(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """UNMAP: SBC-3 5.28. Every descriptor is checked before the first is executed."""
+    if cdb[1] & 0x01:  # ANCHOR
+        return invalid_field_in_cdb(1, 0)
+    length = int.from_bytes(cdb[7:9], "big")
+    if length == 0:
+        return GOOD
+    data = bytes(command.data_out[:length])
+    if length < _UNMAP_HEADER.size or len(data) < length:
+        return PARAMETER_LIST_LENGTH_ERROR
+    extents = _unmap_extents(unit, data)
+    if isinstance(extents, Sense):
+        return extents
+    if unit.mode.software_write_protected:
+        return SOFTWARE_WRITE_PROTECTED
+    return _zero_steps(unit, extents)
+
+
+def _unmap_extents(unit: UnitState, data: bytes) -> list[tuple[int, int]] | Sense:
+    _, descriptors_bytes = _UNMAP_HEADER.unpack_from(data)
+    # An incomplete last descriptor is ignored (SBC-3 5.28.2).
+    count = min(descriptors_bytes, len(data) - _UNMAP_HEADER.size) // _UNMAP_DESCRIPTOR.size
+    if count > unit.limits.unmap_descriptors_max:
+        return invalid_field_in_parameter_list(2)
+    extents: list[tuple[int, int]] = []
+    total = 0
+    for index in range(count):
+        at = _UNMAP_HEADER.size + index * _UNMAP_DESCRIPTOR.size
+        lba, blocks = _UNMAP_DESCRIPTOR.unpack_from(data, at)
+        if lba + blocks > unit.block_count:
+            return lba_out_of_range(max(lba, unit.block_count))
+        total += blocks << unit.block_shift
+        if total > unit.limits.unmap_bytes_max:
+            return invalid_field_in_parameter_list(at + 8)
+        if blocks:
+            extents.append((lba << unit.block_shift, blocks << unit.block_shift))
+    return extents
+
+
+def _zero_steps(unit: UnitState, extents: list[tuple[int, int]]) -> Steps:
+    for offset, length in extents:
+        yield partial(unit.volume.zero, offset, length, unit.write_through)
+    return GOOD
+
+
+def _chunks(length: int) -> Iterator[tuple[int, int]]:
+    for position in range(0, length, CHUNK_BYTES):
+        yield position, min(CHUNK_BYTES, length - position)
