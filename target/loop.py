@@ -115,7 +115,9 @@ class Loop:
 
     # Background work
 
-    def submit(self, lane: str, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]) -> None:
+    def submit(
+        self, lane: str, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
+    ) -> None:
         queue = self._lanes.get(lane)
         if queue is None:
             queue = self._open_lane(lane)
@@ -225,7 +227,9 @@ class Loop:
                 call()
         if self._append:
             calls = self._append
-            for call in calls:  # the list may grow meanwhile: a call may ask for another one in the same phase
+            for (
+                call
+            ) in calls:  # the list may grow meanwhile: a call may ask for another one in the same phase
                 call()
             calls.clear()
         if self._send:

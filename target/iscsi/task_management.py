@@ -1,0 +1,159 @@
+"""Task management functions of a session (RFC 7143 11.5, 11.6; SAM-5 clause 7). No I/O.
+
+A task that still collects its data is dropped at once. One that the device server has cannot be called back: it is
+disowned, so that its answer goes nowhere, and the function's response waits until it has ended. Invariant: when the
+initiator sees "function complete", no aborted command can change the medium any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from target.iscsi.pdu import TaskManagementRequest
+from target.iscsi.task import CollectingTask, ScsiTask
+from target.scsi.lun import decode_lun
+
+if TYPE_CHECKING:
+    from target.iscsi.registry import SessionRegistry
+    from target.iscsi.session import TargetSession
+
+
+class Function(IntEnum):
+    """RFC 7143 11.5.1."""
+
+    ABORT_TASK = 1
+    ABORT_TASK_SET = 2
+    CLEAR_ACA = 3
+    CLEAR_TASK_SET = 4
+    LOGICAL_UNIT_RESET = 5
+    TARGET_WARM_RESET = 6
+    TARGET_COLD_RESET = 7
+    TASK_REASSIGN = 8
+
+
+class Response(IntEnum):
+    """RFC 7143 11.6.1."""
+
+    COMPLETE = 0
+    TASK_DOES_NOT_EXIST = 1
+    LUN_DOES_NOT_EXIST = 2
+    REASSIGN_NOT_SUPPORTED = 4
+    NOT_SUPPORTED = 5
+    REJECTED = 255
+
+
+class _Pending:
+    """A function that waits for tasks to end."""
+
+    __slots__ = ("count", "session", "tag", "then_end")
+
+    def __init__(self, session: TargetSession, tag: int, then_end: bool) -> None:
+        self.session = session
+        self.tag = tag
+        self.then_end = then_end
+        self.count = 0
+
+    def finish(self) -> None:
+        self.session.send_task_management_response(self.tag, Response.COMPLETE)
+        if self.then_end:
+            self.session.end("target cold reset")
+
+
+class TaskManagement:
+    """The functions a session asked for, and its tasks that were aborted."""
+
+    def __init__(self, session: TargetSession, registry: SessionRegistry) -> None:
+        self._session = session
+        self._registry = registry
+        self._aborted: dict[ScsiTask, tuple[_Pending, bool]] = {}
+
+    def request(self, request: TaskManagementRequest) -> None:
+        function = request.function & 0x7F
+        if function == Function.ABORT_TASK:
+            self._abort_task(request)
+        elif function in _WHOLE_SETS:
+            self._abort_sets(request, Function(function))
+        elif function == Function.TASK_REASSIGN:
+            self._respond(request, Response.REASSIGN_NOT_SUPPORTED)
+        else:
+            self._respond(request, Response.NOT_SUPPORTED)
+
+    def _respond(self, request: TaskManagementRequest, response: Response) -> None:
+        self._session.send_task_management_response(request.initiator_task_tag, response)
+
+    def _abort_task(self, request: TaskManagementRequest) -> None:
+        session = self._session
+        task = session.tasks.get(request.referenced_task_tag)
+        if task is None:
+            # RFC 7143 11.6.1: a command that was received has been answered; one that was not does not exist.
+            received = session.is_cmd_sn_received(request.ref_cmd_sn)
+            self._respond(request, Response.COMPLETE if received else Response.TASK_DOES_NOT_EXIST)
+            return
+        pending = _Pending(session, request.initiator_task_tag, then_end=False)
+        self.abort([task], pending, tell=False)
+        if not pending.count:
+            pending.finish()
+
+    def _abort_sets(self, request: TaskManagementRequest, function: Function) -> None:
+        session = self._session
+        if session.node is None:
+            self._respond(request, Response.REJECTED)
+            return
+        others = function is not Function.ABORT_TASK_SET
+        whole_target = function in (Function.TARGET_WARM_RESET, Function.TARGET_COLD_RESET)
+        lun = None if whole_target else decode_lun(request.lun)
+        cold = function is Function.TARGET_COLD_RESET
+        pending = _Pending(session, request.initiator_task_tag, then_end=cold)
+        for one in self._registry.sessions_of(session.node.name) if others else [session]:
+            tasks = [task for task in one.tasks.values() if lun is None or decode_lun(task.lun_field) == lun]
+            one.task_management.abort(tasks, pending, tell=one is not session)
+            if cold and one is not session:
+                one.end("target cold reset by another initiator")
+        if not pending.count:
+            pending.finish()
+
+    def abort(self, tasks: Iterable[ScsiTask], pending: _Pending, tell: bool) -> None:
+        """Abort tasks of this session; with `tell` their initiator gets TASK ABORTED (SAM-5 5.3.1), since it was
+        not the one who asked."""
+        session = self._session
+        for task in tasks:
+            del session.tasks[task.initiator_task_tag]
+            if isinstance(task, CollectingTask) and not task.complete_data:
+                session.forget_solicited(task)
+                if tell:
+                    session.answer_aborted(task)
+                else:
+                    session.retire_task(task)
+            else:
+                pending.count += 1
+                self._aborted[task] = (pending, tell)
+
+    def late(self, task: ScsiTask) -> None:
+        """The device server has finished a task that was aborted."""
+        session = self._session
+        entry = self._aborted.pop(task, None)
+        if entry is None:
+            return  # the session was closed meanwhile
+        pending, tell = entry
+        if isinstance(task, CollectingTask):
+            session.forget_solicited(task)
+        if tell:
+            session.answer_aborted(task)
+        else:
+            session.retire_task(task)
+        pending.count -= 1
+        if not pending.count:
+            pending.finish()
+
+
+_WHOLE_SETS = frozenset(
+    {
+        Function.ABORT_TASK_SET,
+        Function.CLEAR_TASK_SET,
+        Function.LOGICAL_UNIT_RESET,
+        Function.TARGET_WARM_RESET,
+        Function.TARGET_COLD_RESET,
+    }
+)
