@@ -37,7 +37,7 @@ class LogicalUnit(UnitState):
 
     def __init__(self, volume: Volume, limits: Limits | None = None) -> None:
         super().__init__(volume, limits)
-        ways = [self._execute_any] * 256
+        ways = [self.execute_any] * 256
         ways[Opcode.READ_10] = self._read_10
         ways[Opcode.WRITE_10] = self._write_10
         ways[Opcode.READ_16] = self._read_16
@@ -50,7 +50,7 @@ class LogicalUnit(UnitState):
         if id(command.nexus) not in self.attentions.quiet and self._reported_unit_attention(command):
             return
         if len(cdb) < CDB_BYTES_MAX:
-            self._execute_any(command, cdb)
+            self.execute_any(command, cdb)
         else:
             self._ways[cdb[0]](command, cdb)
 
@@ -86,14 +86,14 @@ class LogicalUnit(UnitState):
     def _read_10(self, command: ScsiCommand, cdb: Buffer) -> None:
         _, flags, lba, _, blocks, control = _unpack_10(cdb)
         if flags or control or not 0 < blocks <= self.transfer_blocks_max or lba + blocks > self.block_count:
-            self._execute_any(command, cdb)
+            self.execute_any(command, cdb)
         else:
             self.volume.read(lba << self.block_shift, blocks << self.block_shift, command)
 
     def _read_16(self, command: ScsiCommand, cdb: Buffer) -> None:
         _, flags, lba, blocks, _, control = _unpack_16(cdb)
         if flags or control or not 0 < blocks <= self.transfer_blocks_max or lba + blocks > self.block_count:
-            self._execute_any(command, cdb)
+            self.execute_any(command, cdb)
         else:
             self.volume.read(lba << self.block_shift, blocks << self.block_shift, command)
 
@@ -107,7 +107,7 @@ class LogicalUnit(UnitState):
             or lba + blocks > self.block_count
             or len(data) != blocks << self.block_shift
         ):
-            self._execute_any(command, cdb)
+            self.execute_any(command, cdb)
         else:
             self.volume.write(lba << self.block_shift, data, self.write_through, command)
 
@@ -121,13 +121,12 @@ class LogicalUnit(UnitState):
             or lba + blocks > self.block_count
             or len(data) != blocks << self.block_shift
         ):
-            self._execute_any(command, cdb)
+            self.execute_any(command, cdb)
         else:
             self.volume.write(lba << self.block_shift, data, self.write_through, command)
 
-    # The long way.
-
-    def _execute_any(self, command: ScsiCommand, cdb: Buffer) -> None:
+    def execute_any(self, command: ScsiCommand, cdb: Buffer) -> None:
+        """The long way, for any CDB; unit attentions are the caller's."""
         whole = bytes(cdb)
         operation = operation_of(whole)
         if isinstance(operation, Sense):

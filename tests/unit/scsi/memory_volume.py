@@ -33,6 +33,7 @@ class MemoryVolume:
         self.hold = hold
         self.content = bytearray(size_bytes)
         self.calls: list[Call] = []
+        self.requests: list[Request] = []
         self.failures: dict[str, VolumeError] = {}
         self._held: deque[Callable[[], None]] = deque()
 
@@ -78,6 +79,7 @@ class MemoryVolume:
         return not self.read_only_now and name not in self.failures
 
     def _answer(self, name: str, request: Request, data: Callable[[], bytes] | None) -> None:
+        self.requests.append(request)
         error = self.failures.get(name)
         if error is None and self.read_only_now and name in ("write", "zero"):
             error = VolumeError.WRITE_PROTECTED
