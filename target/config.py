@@ -11,11 +11,18 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from target.control.site_file import Address, ByteSize, IscsiName, Name, SecretFile, read_site_file
+from target.control.site_file import (
+    Address,
+    IscsiName,
+    JournalSize,
+    Name,
+    SecretFile,
+    VolumeSize,
+    read_site_file,
+)
 
 T = TypeVar("T")
 
-_JOURNAL_BYTES_MIN = 4 << 20
 _LUN_MAX = 255  # SAM-5 4.7.3: what fits the peripheral device addressing method
 _CHAP_SECRET_BYTES_MIN = 12  # RFC 7143 12.1.3: 96 bits where the connection is not encrypted
 
@@ -92,15 +99,13 @@ class VolumeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
     path: Path
     lun: int
-    size: ByteSize | None = None
+    size: VolumeSize | None = None
     block_size: Literal[512, 4096] = 512
 
     def __post_init__(self) -> None:
         _check_lun("lun", self.lun)
         if self.size is None and not self.path.is_block_device():
             raise ValueError(f"size is required: {self.path} is not a block device")
-        if self.size is not None and (self.size == 0 or self.size % 4096):
-            raise ValueError(f"size {int(self.size)} is not a positive multiple of 4096 bytes")
 
 
 class GroupTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,7 +113,7 @@ class GroupTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     journal: Path
-    journal_size: ByteSize
+    journal_size: JournalSize
     san_lun: int
     volumes: list[VolumeTable] = msgspec.field(name="volume")
     throttle: bool = False
@@ -116,10 +121,6 @@ class GroupTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _check_lun("san_lun", self.san_lun)
-        if self.journal_size < _JOURNAL_BYTES_MIN or self.journal_size % 4096:
-            raise ValueError(
-                f"journal_size {int(self.journal_size)}: not a multiple of 4096, at least {_JOURNAL_BYTES_MIN}"
-            )
         if not 1 <= self.commit_interval_ms <= 10_000:
             raise ValueError(f"commit_interval_ms {self.commit_interval_ms} is not between 1 and 10000")
         if not self.volumes:

@@ -13,7 +13,7 @@ import stat
 import tomllib
 import typing
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _SIZE = re.compile(r"(\d+)\s*(|B|KiB|MiB|GiB|TiB)")
 _SIZE_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_JOURNAL_BYTES_MIN = 4 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ISCSI_NAME = re.compile(
     r"(iqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:\S+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16,32})"
@@ -36,7 +37,7 @@ class ByteSize(int):
     """A number of bytes, written as an integer or as "<n>KiB|MiB|GiB|TiB"."""
 
     @classmethod
-    def parse(cls, value: object) -> ByteSize:
+    def parse(cls, value: object) -> Self:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(value)
         match = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -45,6 +46,30 @@ class ByteSize(int):
                 f'{value!r} is not a size: write an integer number of bytes or "<n>KiB|MiB|GiB|TiB"'
             )
         return cls(int(match[1]) * _SIZE_UNITS[match[2]])
+
+
+class VolumeSize(ByteSize):
+    """The size of a volume: whole blocks of 4096 bytes, whatever its logical block size."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        size = super().parse(value)
+        if size == 0 or size % 4096:
+            raise ValueError(f"{value!r} is not a positive multiple of 4096 bytes")
+        return size
+
+
+class JournalSize(ByteSize):
+    """The size of a journal volume."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        size = super().parse(value)
+        if size < _JOURNAL_BYTES_MIN or size % 4096:
+            raise ValueError(
+                f"{value!r} is not a multiple of 4096 bytes, at least {_JOURNAL_BYTES_MIN >> 20}MiB"
+            )
+        return size
 
 
 class Name(str):
@@ -161,7 +186,7 @@ def read_site_file(path: Path, kind: type[T]) -> T:
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{value!r} is not a path")
             return base / value if wanted is Path else SecretFile.read(base / value)
-        if wanted in (ByteSize, Name, IscsiName, Address):
+        if wanted in (VolumeSize, JournalSize, Name, IscsiName, Address):
             return wanted.parse(value)
         raise NotImplementedError(wanted)
 

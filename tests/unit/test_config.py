@@ -136,7 +136,7 @@ TARGET_ERRORS = [
     ('journal_size = "256MiB"', 'journal_size = "256MB"', "group[0].journal_size: '256MB' is not a size"),
     ('journal_size = "256MiB"', "journal_size = -5", "group[0].journal_size: -5 is not a size"),
     ('journal_size = "256MiB"', "journal_size = true", "group[0].journal_size: True is not a size"),
-    ('journal_size = "256MiB"', 'journal_size = "1KiB"', "group[0]: journal_size 1024"),
+    ('journal_size = "256MiB"', 'journal_size = "1KiB"', "group[0].journal_size: '1KiB' is not a multiple"),
     ("lun = 1\n", "lun = 0\n", "lun 0 is given twice"),
     ('name = "log"', 'name = "data"', "volume name data is given twice"),
     ('name = "log"', 'name = "../log"', "group[0].volume[1].name: '../log' is not a name"),
