@@ -16,8 +16,17 @@ Message = dict[str, Any]
 LINE_BYTES_MAX = 1 << 20
 """With the newline."""
 
+
+def _plain(value: object) -> object:
+    """Names and sizes from the configuration are subclasses of str and int."""
+    for plain in (str, int):
+        if isinstance(value, plain):
+            return plain(value)
+    raise NotImplementedError(type(value))
+
+
 _decoder = msgspec.json.Decoder(dict[str, Any])
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 class LineDecoder:

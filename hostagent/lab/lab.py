@@ -37,6 +37,7 @@ SITES_DEFAULT = 2
 VOLUMES_DEFAULT = "data=64MiB,log=16MiB"
 JOURNAL_DEFAULT = "256MiB"
 
+_MODULES = {"target": "target", "hostagent": "hostagent"}
 _READY_SECONDS_MAX = 60.0
 _STOP_SECONDS_MAX = 20.0
 _POLL_SECONDS = 0.03
@@ -58,7 +59,7 @@ class Lab:
         self._daemons = {
             (site.name, daemon): Daemon(
                 f"{daemon} of site {site.name}",
-                daemon,
+                _MODULES[daemon],
                 ["--config", str(self.files.config(site.name))],
                 self.files.pid(daemon, site.name),
                 self.files.log(daemon, site.name),
@@ -87,7 +88,7 @@ class Lab:
         files = LabFiles(directory)
         files.directory.mkdir(parents=True, exist_ok=True)
         try:
-            journal_bytes = None if journal is None else JournalSize.parse(journal)
+            journal_bytes = None if journal is None else int(JournalSize.parse(journal))
         except ValueError as error:
             raise OperatorError(f"--journal: {error}") from None
         volumes_bytes = None if volumes is None else parse_volumes(volumes)
@@ -102,7 +103,7 @@ class Lab:
                 plan = make_plan(
                     SITES_DEFAULT if sites is None else sites,
                     parse_volumes(VOLUMES_DEFAULT) if volumes_bytes is None else volumes_bytes,
-                    JournalSize.parse(JOURNAL_DEFAULT) if journal_bytes is None else journal_bytes,
+                    int(JournalSize.parse(JOURNAL_DEFAULT)) if journal_bytes is None else journal_bytes,
                     chap=bool(chap),
                     port=port,
                 )
@@ -166,8 +167,7 @@ class Lab:
         sites = {}
         for site in self.plan.sites:
             pids = {daemon: self._daemons[site.name, daemon].pid() for daemon in DAEMONS}
-            ready = all(pid is not None for pid in pids.values()) and self._is_ready(site.name)
-            sites[site.name] = {"pids": pids, "ready": ready}
+            sites[site.name] = {"pids": pids, "ready": self._is_ready(site.name)}
         links = {}
         if self._wire.pid() is not None:
             with AgentClient(self.files.wire_socket) as client:
@@ -202,11 +202,12 @@ class Lab:
     def _wait_ready(self, site: str, deadline: float) -> None:
         while not self._is_ready(site):
             for name in DAEMONS:
-                daemon = self._daemons[site, name]
-                daemon.check_runs()
-                _wait_a_moment(deadline, daemon)
+                self._daemons[site, name].check_runs()
+            _wait_a_moment(deadline, self._daemons[site, "hostagent"])
 
     def _is_ready(self, site: str) -> bool:
+        if any(self._daemons[site, name].pid() is None for name in DAEMONS):
+            return False
         with contextlib.suppress(PeerError), AgentClient(self.files.agent_socket(site)) as client:
             return client.call("ping", {}, timeout_seconds=2.0).get("ready") is True
         return False

@@ -67,7 +67,7 @@ def parse_volumes(text: str) -> dict[str, int]:
         try:
             if Name.parse(name) in volumes:
                 raise ValueError(f"volume {name} is given twice")
-            volumes[name] = VolumeSize.parse(size)
+            volumes[name] = int(VolumeSize.parse(size))
         except ValueError as error:
             raise OperatorError(f"--volumes: {error}") from None
     return volumes

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostagent.lines import LINE_BYTES_MAX, LineDecoder, encode_line
+from target.control.site_file import ByteSize, Name
 from target.errors import PeerError
 
 json_values = st.recursive(
@@ -51,6 +52,11 @@ def test_garbage_gives_the_declared_error_and_nothing_else(data: bytes) -> None:
 def test_what_is_not_an_object_is_refused(line: bytes) -> None:
     with pytest.raises(PeerError, match="not a JSON object"):
         LineDecoder().feed(line + b"\n")
+
+
+def test_names_and_sizes_of_the_configuration_are_sent_as_what_they_are() -> None:
+    message = {"site": Name.parse("a"), "size": ByteSize.parse("1KiB")}
+    assert encode_line(message) == b'{"site":"a","size":1024}\n'
 
 
 def test_a_line_without_end_is_refused_before_it_fills_memory() -> None:
