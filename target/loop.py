@@ -1,12 +1,12 @@
 """The event loop of a storage subsystem: the real `target.scheduler.Scheduler`.
 
-One thread owns all state. A turn is: wait for events, run their handlers, run finished background work, timers and
-deferred calls, then the two phases that make the write path fast: every `at_append` call (one journal write for all
-writes of the turn), then every `at_send` call (one `sendmsg` for all answers of a connection). Because sending comes last,
-an answer never overtakes the journal write it reports.
+One thread owns all state. A turn is: wait for events, run their handlers, run finished background work,
+timers and deferred calls, then the two phases that make the write path fast: every `at_append` call (one
+journal write for all writes of the turn), then every `at_send` call (one `sendmsg` for all answers of a
+connection). Because sending comes last, an answer never overtakes the journal write it reports.
 
-An exception out of a handler ends `run`: with one owner of all state there is nobody who could vouch for the rest of it.
-What the outside world can provoke is caught where it enters (`target.iscsi.portal`).
+An exception out of a handler ends `run`: with one owner of all state there is nobody who could vouch for
+the rest of it. What the outside world can provoke is caught where it enters (`target.iscsi.portal`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ READ_LANE = "read"
 READ_LANE_THREADS = 4
 
 _SPIN_SECONDS = 50e-6
-"""How long a turn that did something polls before it blocks. Waking a blocked thread costs more than a command does,
-so with one command outstanding this is worth a good part of the throughput; see `_wait`."""
+"""How long a turn that did something polls before it blocks. Waking a blocked thread costs more than a
+command does, so with one command outstanding this is worth a good part of the throughput; see `_wait`.
+"""
 
 
 class LoopTimer:
@@ -109,7 +110,8 @@ class Loop:
     def call_from_thread(self, call: Call) -> None:
         """Call on the loop thread; the one method that any thread, or a signal handler, may use."""
         self._finished.append(call)
-        # Only a loop that is about to block, or does, needs the write: it looks at `_finished` after saying so.
+        # Only a loop that is about to block, or does, needs the write: it looks at `_finished` after saying
+        # so.
         if self._asleep:
             os.eventfd_write(self._wake_fd, 1)
 
@@ -149,7 +151,7 @@ class Loop:
     # File descriptors
 
     def register(self, fd: int, on_readable: Call, on_writable: Call | None = None) -> None:
-        """Watch `fd` for reading. `on_writable` is called only while `watch_writable` is on. Level-triggered."""
+        """Watch `fd` for reading. `on_writable` is called while `watch_writable` is on. Level-triggered."""
         watch = _Watch(on_readable, on_writable)
         self._watches[fd] = watch
         self._epoll.register(fd, watch.mask)
@@ -186,7 +188,7 @@ class Loop:
         self._running = False
 
     def close(self) -> None:
-        """End the worker threads, after what was submitted, and give the descriptors back. Not while running."""
+        """End the worker threads, after what was submitted, and close the descriptors. Not while running."""
         for queue in self._lanes.values():
             queue.put(None)
         for thread in self._threads:
@@ -211,7 +213,8 @@ class Loop:
                 if self._watches.get(fd) is not watch:
                     continue
             if events & _READ_ANY and (watch.readable or not watch.writable):
-                # A hang-up is reported even to one who does not read; with nothing to write, reading reveals it.
+                # A hang-up is reported even to one who does not read; with nothing to write, reading
+                # reveals it.
                 watch.on_readable()
         finished = self._finished
         if finished:

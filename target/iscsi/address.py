@@ -1,4 +1,6 @@
-"""Portal addresses as people write them: "host:port", IPv6 in brackets, port 3260 when left out (RFC 7143 13.8)."""
+"""Portal addresses as people write them: "host:port", IPv6 in brackets, port 3260 when left out (RFC 7143
+13.8).
+"""
 
 from __future__ import annotations
 

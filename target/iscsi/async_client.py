@@ -1,10 +1,10 @@
 """An iSCSI client on the event loop: many commands outstanding, callbacks, nothing blocks.
 
-The SAN transfer reads a peer's journal LUN with it. The protocol is in `initiator`. Received data goes by the kernel
-straight into each command's own buffer, and is handed on as a memoryview of it.
+The SAN transfer reads a peer's journal LUN with it. The protocol is in `initiator`. Received data goes by
+the kernel straight into each command's own buffer, and is handed on as a memoryview of it.
 
-`connect` may be called again after `on_down`, for a new session. Invariant: every command is answered exactly once:
-with its response, or with None when the session ended before.
+`connect` may be called again after `on_down`, for a new session. Invariant: every command is answered
+exactly once: with its response, or with None when the session ended before.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class AsyncClient:
         ping_seconds: float = 5.0,
         random_bytes: RandomBytes = os.urandom,
     ) -> None:
-        """`timeout_seconds` bounds connecting and logging in; a session silent for `ping_seconds` is pinged, and
-        is down when that goes unanswered as long again."""
+        """`timeout_seconds` bounds connecting and logging in; a session silent for `ping_seconds` is
+        pinged, and is down when that goes unanswered as long again.
+        """
         self._loop = loop
         self._host = host
         self._port = port
@@ -83,8 +84,8 @@ class AsyncClient:
     # Connecting
 
     def connect(self, on_up: Callable[[], None], on_down: Callable[[PeerError], None]) -> None:
-        """Connect and log in, then `on_up()`; when that fails, or the session ends later, `on_down(why)`, once."""
-        assert self._socket is None and self._timer is None, f"{self} is connected already"
+        """Connect and log in, then `on_up()`; if that fails, or when the session ends, `on_down(why)`, once."""
+        assert self._timer is None, f"{self} is connected already"
         self._on_up, self._on_down = on_up, on_down
         self._attempt += 1
         attempt = self._attempt
@@ -146,7 +147,8 @@ class AsyncClient:
     # Commands
 
     def submit(self, cdb: bytes, data_out: Buffer, data_in_length: int, done: Done) -> None:
-        """Execute a command. `done(response)` is called once; `done(None)` if the session ends before the answer.
+        """Execute a command. `done(response)` is called once; `done(None)` if the session ends before the
+        answer.
 
         `data_out` must not change until then. `response.data_in` is a view of a buffer made for this command.
         """

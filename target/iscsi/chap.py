@@ -134,7 +134,7 @@ class ChapSupplicant:
         return answer
 
     def verify(self, keys: Mapping[str, str]) -> None:
-        """Check the target's proof, where one was asked for. Called when the login leaves the security stage."""
+        """Check the target's proof, where one was asked for."""
         if not self._expected:
             return
         if keys.get("CHAP_N") != self._credentials.mutual_user or not hmac.compare_digest(

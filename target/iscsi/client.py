@@ -4,8 +4,9 @@
         client.write(0, data)
         client.flush()
 
-The protocol is in `initiator`; this is one way to drive it, with a socket and a deadline. One thread at a time. SCSI
-failures are raised as `ScsiError`, the loss of the connection as `PeerError`; after the latter the client is of no more use.
+The protocol is in `initiator`; this is one way to drive it, with a socket and a deadline. One thread at a
+time. SCSI failures are raised as `ScsiError`, the loss of the connection as `PeerError`; after the latter
+the client is of no more use.
 """
 
 from __future__ import annotations
@@ -108,13 +109,17 @@ class Client:
         return cls(connection, where.lun, timeout_seconds)
 
     def execute(self, cdb: bytes, data_out: Buffer = b"", data_in_length: int = 0) -> bytes:
-        """Execute one command; its Data-In. BUSY and unit attentions are retried, other failures are ScsiError."""
+        """Execute one command; its Data-In. BUSY and unit attentions are retried, other failures are
+        ScsiError.
+        """
         return bytes(next(self.execute_many([(cdb, data_out, data_in_length)], 1)).data_in)
 
     def execute_many(
         self, commands: Iterable[tuple[bytes, Buffer, int]], queue_depth: int = QUEUE_DEPTH
     ) -> Iterator[Response]:
-        """Execute (cdb, data_out, data_in_length) with so many outstanding; the responses in order of the commands."""
+        """Execute (cdb, data_out, data_in_length) with so many outstanding; the responses in order of the
+        commands.
+        """
         connection = self._connection
         source = iter(commands)
         window: list[_Slot] = []
@@ -177,7 +182,7 @@ class Client:
     def write_many(
         self, writes: Iterable[tuple[int, Buffer]], queue_depth: int = QUEUE_DEPTH, fua: bool = False
     ) -> None:
-        """Write (lba, data) pairs, each at most TRANSFER_BYTES_MAX. Those outstanding together have no order."""
+        """Write (lba, data) pairs of at most TRANSFER_BYTES_MAX. Those outstanding together have no order."""
         size = self.block_size_bytes
         commands = ((cdbs.write(lba, len(data) // size, fua=fua), data, 0) for lba, data in writes)
         for _ in self.execute_many(commands, queue_depth):

@@ -1,7 +1,8 @@
 """One connection at the target, from its first byte: login, then the session it leads to. No I/O.
 
-The portal reads bytes and calls `receive`, and sends `output`; both lists and counters are shared with the session
-once there is one. Before the login has succeeded nothing but Login Requests is accepted (RFC 7143 6.3).
+The portal reads bytes and calls `receive`, and sends `output`; both lists and counters are shared with the
+session once there is one. Before the login has succeeded nothing but Login Requests is accepted (RFC 7143
+6.3).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from target.iscsi import pdu
 from target.iscsi.chap import RandomBytes
 from target.iscsi.login import Admission, TargetLogin
 from target.iscsi.node import TARGET_PORTAL_GROUP_TAG, TargetNode
-from target.iscsi.pdu import BHS_BYTES, PADDING, LoginRequest, Opcode, ProtocolError
+from target.iscsi.pdu import BHS_BYTES, PADDING, Opcode, ProtocolError
 from target.iscsi.registry import SessionRegistry
+from target.iscsi.requests import LoginRequest
 from target.iscsi.session import COMMAND_WINDOW, SessionOwner, TargetSession
 from target.iscsi.text import Pairs
 from target.volume import Buffer

@@ -1,12 +1,14 @@
-"""The initiator in full feature phase, for both drivers: `client` (blocking) and `async_client` (loop). No I/O.
+"""The initiator in full feature phase, for both drivers: `client` (blocking) and `async_client` (loop). No
+I/O.
 
     submit ──► output (buffers to send)          receive_buffers ──► the driver's recvmsg_into ──► received
 
-Received bytes go where they belong without a stop: the driver asks where to, and when the data segment of a Data-In PDU
-is under way that is the command's own buffer. Behind it stands a small staging buffer for the headers that follow, so
-that a 1 MiB READ costs one copy, by the kernel, and few system calls.
+Received bytes go where they belong without a stop: the driver asks where to, and when the data segment of a
+Data-In PDU is under way that is the command's own buffer. Behind it stands a small staging buffer for the
+headers that follow, so that a 1 MiB READ costs one copy, by the kernel, and few system calls.
 
-Many commands may be outstanding; what the target's command window (MaxCmdSN) does not admit yet waits in order.
+Many commands may be outstanding; what the target's command window (MaxCmdSN) does not admit yet waits in
+order.
 """
 
 from __future__ import annotations
@@ -31,6 +33,17 @@ from target.iscsi.pdu import (
     Opcode,
     ProtocolError,
 )
+from target.iscsi.requests import LogoutRequest, NopOut, ScsiCommandRequest, TextRequest
+from target.iscsi.responses import (
+    R2T,
+    AsyncMessage,
+    DataIn,
+    LoginResponse,
+    NopIn,
+    Reject,
+    ScsiResponse,
+    TextResponse,
+)
 from target.iscsi.text import Pairs, TextCollector, encode_text
 from target.scsi.lun import encode_lun
 from target.volume import Buffer
@@ -48,7 +61,7 @@ class Response:
     data_in: memoryview
     sense: bytes = b""
     residual_count: int = 0
-    """Positive: so many bytes fewer were transferred than expected. Negative: so many more would have been."""
+    """Positive: bytes expected but not transferred. Negative: bytes there were beyond."""
 
 
 Done = Callable[[Response], None]
@@ -68,7 +81,7 @@ class _Task:
 
 
 class Initiator:
-    """A session from login to logout. `logged_in` tells when commands may flow; they may be submitted before."""
+    """A session from login to logout. Commands may be submitted at once; they flow when `logged_in`."""
 
     def __init__(
         self,
@@ -138,9 +151,9 @@ class Initiator:
         unsolicited = 0 if self._initial_r2t else min(total, self._first_burst) - immediate
         flags = _SIMPLE | (0 if unsolicited else FINAL)
         if total:
-            flags |= pdu.ScsiCommandRequest.WRITE
+            flags |= ScsiCommandRequest.WRITE
         elif task.data_in:
-            flags |= pdu.ScsiCommandRequest.READ
+            flags |= ScsiCommandRequest.READ
         header = HOT_SCSI_COMMAND.pack(
             Opcode.SCSI_COMMAND,
             flags,
@@ -188,7 +201,7 @@ class Initiator:
         self._send_text(tag, RESERVED_TAG, encode_text(pairs))
 
     def _send_text(self, tag: int, transfer_tag: int, text: bytes) -> None:
-        request = pdu.TextRequest(
+        request = TextRequest(
             flags=FINAL,
             lun=0,
             initiator_task_tag=tag,
@@ -205,7 +218,7 @@ class Initiator:
         self._send_nop(tag, RESERVED_TAG, b"")
 
     def _send_nop(self, tag: int, transfer_tag: int, data: bytes) -> None:
-        request = pdu.NopOut(
+        request = NopOut(
             flags=FINAL,
             lun=0,
             initiator_task_tag=tag,
@@ -217,8 +230,8 @@ class Initiator:
 
     def logout(self) -> None:
         """Close the session; `logged_out` is set when the target has agreed."""
-        request = pdu.LogoutRequest(
-            flags=FINAL,
+        request = LogoutRequest(
+            reason=FINAL,
             initiator_task_tag=self._next_tag(),
             cid=0,
             cmd_sn=self._cmd_sn,
@@ -296,7 +309,9 @@ class Initiator:
             return
 
     def _go_direct(self, lengths: int, size: int) -> None:
-        """A PDU too large for staging: receive a Data-In into its command's buffer, others into one of their own."""
+        """A PDU too large for staging: receive a Data-In into its command's buffer, others into one of
+        their own.
+        """
         start = self._start
         segment = start + BHS_BYTES + (lengths >> 24) * 4 + self._header_digest
         length = lengths & 0xFFFFFF
@@ -359,7 +374,7 @@ class Initiator:
 
     @staticmethod
     def _place(task: _Task, fields: tuple[int, ...], length: int) -> memoryview:
-        """Where in the command's buffer the segment belongs; DataPDUInOrder is Yes, so it is the next part."""
+        """Where in its command's buffer a segment belongs; with DataPDUInOrder it is the next part."""
         offset = fields[12]
         if offset != task.received or offset + length > len(task.data_in):
             raise ProtocolError(f"Data-In of {length} bytes at {offset}: {task.received} have arrived")
@@ -370,7 +385,7 @@ class Initiator:
         self._saw_max_cmd_sn(max_cmd_sn)
         task = self._tasks[tag]
         task.received += length
-        if flags & pdu.DataIn.STATUS:
+        if flags & DataIn.STATUS:
             self._exp_stat_sn = stat_sn + 1 & 0xFFFFFFFF
             self._end_task(task, flags, status, residual, b"")
 
@@ -392,9 +407,9 @@ class Initiator:
 
     def _end_task(self, task: _Task, flags: int, status: int, residual: int, sense: bytes) -> None:
         del self._tasks[task.tag]
-        if flags & pdu.ScsiResponse.OVERFLOW:
+        if flags & ScsiResponse.OVERFLOW:
             residual = -residual
-        elif not flags & pdu.ScsiResponse.UNDERFLOW:
+        elif not flags & ScsiResponse.UNDERFLOW:
             residual = 0
         task.done(Response(status, task.data_in[: task.received], sense, residual))
 
@@ -406,23 +421,23 @@ class Initiator:
         if self._login is not None:
             if opcode != Opcode.LOGIN_RESPONSE:
                 raise ProtocolError(f"PDU with opcode {opcode:#04x} during the login")
-            self._login_response(pdu.LoginResponse.decode(frame), data)
+            self._login_response(LoginResponse.decode(frame), data)
         elif opcode == Opcode.R2T:
-            self._r2t(pdu.R2T.decode(frame))
+            self._r2t(R2T.decode(frame))
         elif opcode == Opcode.NOP_IN:
-            self._nop_in(pdu.NopIn.decode(frame), bytes(data))
+            self._nop_in(NopIn.decode(frame), bytes(data))
         elif opcode == Opcode.TEXT_RESPONSE:
-            self._text_response(pdu.TextResponse.decode(frame), data)
+            self._text_response(TextResponse.decode(frame), data)
         elif opcode == Opcode.LOGOUT_RESPONSE:
             self.logged_out = True
         elif opcode == Opcode.REJECT:
-            raise ProtocolError(f"the target rejected a PDU: reason {pdu.Reject.decode(frame).reason:#04x}")
+            raise ProtocolError(f"the target rejected a PDU: reason {Reject.decode(frame).reason:#04x}")
         elif opcode == Opcode.ASYNC_MESSAGE:
-            self._async_message(pdu.AsyncMessage.decode(frame))
+            self._async_message(AsyncMessage.decode(frame))
         else:
             raise ProtocolError(f"PDU with opcode {opcode:#04x} from a target")
 
-    def _login_response(self, response: pdu.LoginResponse, data: memoryview) -> None:
+    def _login_response(self, response: LoginResponse, data: memoryview) -> None:
         login = self._login
         assert login is not None
         request = login.receive(response, data)
@@ -441,7 +456,7 @@ class Initiator:
         self._max_cmd_sn = login.max_cmd_sn
         self.logged_in = True
 
-    def _r2t(self, r2t: pdu.R2T) -> None:
+    def _r2t(self, r2t: R2T) -> None:
         self._saw_max_cmd_sn(r2t.max_cmd_sn)
         task = self._tasks.get(r2t.initiator_task_tag)
         end = r2t.buffer_offset + r2t.desired_data_transfer_length
@@ -451,7 +466,7 @@ class Initiator:
             task, r2t.target_transfer_tag, r2t.buffer_offset, r2t.desired_data_transfer_length
         )
 
-    def _nop_in(self, nop: pdu.NopIn, data: bytes) -> None:
+    def _nop_in(self, nop: NopIn, data: bytes) -> None:
         self._saw_max_cmd_sn(nop.max_cmd_sn)
         if nop.target_transfer_tag != RESERVED_TAG:
             self._send_nop(RESERVED_TAG, nop.target_transfer_tag, data)
@@ -463,9 +478,9 @@ class Initiator:
         if done is not None:
             done()
 
-    def _text_response(self, response: pdu.TextResponse, data: memoryview) -> None:
+    def _text_response(self, response: TextResponse, data: memoryview) -> None:
         self._exp_stat_sn = response.stat_sn + 1 & 0xFFFFFFFF
-        pairs = self._text.add(data, bool(response.flags & pdu.TextRequest.CONTINUE))
+        pairs = self._text.add(data, bool(response.flags & TextRequest.CONTINUE))
         if pairs is None:
             self._send_text(response.initiator_task_tag, response.target_transfer_tag, b"")
             return
@@ -474,7 +489,7 @@ class Initiator:
             raise ProtocolError("an answer to a text request that is not outstanding")
         done(pairs)
 
-    def _async_message(self, message: pdu.AsyncMessage) -> None:
+    def _async_message(self, message: AsyncMessage) -> None:
         self._exp_stat_sn = message.stat_sn + 1 & 0xFFFFFFFF
         # 0 carries sense data, which the next command would report anyway; the others end the session.
         if message.async_event:

@@ -1,7 +1,8 @@
 """The initiator's side of a login (RFC 7143 section 6.3). No I/O; randomness is passed in.
 
-`first` gives the Login Request to begin with, `receive` takes each response and gives the next request, or None when
-the login has ended; then `parameters` and `tsih` are set. A refusal is raised: `LoginFailed`, `AuthenticationError`.
+`first` gives the Login Request to begin with, `receive` takes each response and gives the next request, or
+None when the login has ended; then `parameters` and `tsih` are set. A refusal is raised: `LoginFailed`,
+`AuthenticationError`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from target.iscsi import negotiation
 from target.iscsi.chap import AuthenticationError, ChapCredentials, ChapSupplicant, RandomBytes
 from target.iscsi.login import Stage
 from target.iscsi.negotiation import Parameters
-from target.iscsi.pdu import LoginRequest, LoginResponse, ProtocolError
+from target.iscsi.pdu import ProtocolError
+from target.iscsi.requests import LoginRequest
+from target.iscsi.responses import LoginResponse
 from target.iscsi.text import Pairs, TextCollector, encode_text
 from target.volume import Buffer
 
@@ -56,7 +59,7 @@ class LoginSettings:
     data_digest: bool = False
     initial_r2t: bool = False
     immediate_data: bool = True
-    max_recv_data_segment_length: int = 262144
+    max_recv_data_segment_length: int = 1 << 20
     max_burst_length: int = 1 << 20
     first_burst_length: int = 262144
 

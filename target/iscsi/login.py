@@ -1,10 +1,11 @@
 """The target's side of a login (RFC 7143 section 6.3, 11.12, 11.13): discovery and normal sessions. No I/O.
 
-`TargetLogin.receive` takes one Login Request with its text and gives the Login Response to send. The login is over when
-`outcome` is set: an `Admission` with everything the session needs, or `Refusal` with the status that was sent.
+`TargetLogin.receive` takes one Login Request with its text and gives the Login Response to send. The login
+is over when `outcome` is set: an `Admission` with everything the session needs, or `Refusal` with the
+status that was sent.
 
-Stages, as a table: from which stage (CSG) the initiator may ask to go on to which (NSG). A stage may be repeated, and
-both the first two may be skipped, the first only if nobody has to authenticate.
+Stages, as a table: from which stage (CSG) the initiator may ask to go on to which (NSG). A stage may be
+repeated, and both the first two may be skipped, the first only if nobody has to authenticate.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from target.iscsi import negotiation
 from target.iscsi.chap import AuthenticationError, ChapAuthenticator, RandomBytes
 from target.iscsi.negotiation import KEYS, Parameters, Rule, Scope
 from target.iscsi.node import TARGET_PORTAL_GROUP_TAG, TargetNode
-from target.iscsi.pdu import LoginRequest, LoginResponse, ProtocolError
+from target.iscsi.pdu import ProtocolError
+from target.iscsi.requests import LoginRequest
+from target.iscsi.responses import LoginResponse
 from target.iscsi.text import Pairs, TextCollector, encode_text
 from target.volume import Buffer
 

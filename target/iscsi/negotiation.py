@@ -1,7 +1,9 @@
-"""Operational text keys as a table: kind, range, default, rule, and where each is legal (RFC 7143 section 13). No I/O.
+"""Operational text keys as a table: kind, range, default, rule, and where each is legal (RFC 7143 section
+13). No I/O.
 
-Both ends of a login use it: the target answers offers (`answer`), the initiator takes the answers in (`accept`). The
-result is `Parameters`; a field keeps its default while nobody mentions its key (RFC 7143 6.2).
+Both ends of a login use it: the target answers offers (`answer`), the initiator takes the answers in
+(`accept`). The result is `Parameters`; a field keeps its default while nobody mentions its key (RFC 7143
+6.2).
 """
 
 from __future__ import annotations
@@ -134,7 +136,9 @@ OBSOLETE_KEYS = frozenset({"IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"})
 
 
 def answer(parameters: Parameters, name: str, offer: str, discovery: bool) -> tuple[Parameters, str | None]:
-    """Answer one operational key offered to us: the new parameters and the value to send back, None for nothing."""
+    """Answer one operational key offered to us: the new parameters and the value to send back, None for
+    nothing.
+    """
     key = KEYS.get(name)
     if key is None or not key.field:
         return parameters, "No" if name in ("IFMarker", "OFMarker") else _refusal(name)

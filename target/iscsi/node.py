@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from target.iscsi.chap import ChapCredentials
-from target.scsi.command import ScsiCommand
+from target.scsi.command import Nexus, ScsiCommand
 
 TARGET_PORTAL_GROUP_TAG = 1
 
 
 class Device(Protocol):
-    """What `target.scsi.device_server.Device` is to us: all logical units of one target, unknown LUNs included."""
+    """What `target.scsi.device_server.Device` is to us: all logical units of one target, unknown LUNs
+    included."""
+
+    @property
+    def logical_units(self) -> Mapping[int, object]:
+        """By LUN."""
 
     def execute(self, lun: int, command: ScsiCommand) -> None:
         """Execute; the command's `complete` is called exactly once, now or later, on the loop thread."""
+
+    def nexus_lost(self, nexus: Nexus) -> None:
+        """A session has ended."""
+
+    def reset(self, lun: int) -> bool:
+        """LOGICAL UNIT RESET, when its commands have been aborted; false when there is no such LUN."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetNode:
     """One iSCSI target.
 
-    `portals` are the addresses that discovery tells ("host:port", IPv6 in brackets); with none, the address at which
-    the initiator asked. `initiators` are the names allowed in; empty allows any. With `chap` a login must authenticate.
+    `portals` are the addresses that discovery tells ("host:port", IPv6 in brackets); with none, the address
+    at which the initiator asked. `initiators` are the names allowed in; empty allows any. With `chap` a
+    login must authenticate.
     """
 
     name: str

@@ -1,9 +1,11 @@
-"""iSCSI portals: the sockets below `target.iscsi.connection`. The only module of the target side that does I/O.
+"""iSCSI portals: the sockets below `target.iscsi.connection`. The only module of the target side that does
+I/O.
 
-A turn of the loop reads each ready connection once, into a buffer that is used again and again; every complete PDU in
-it is executed; when the journal has been written, all answers leave by one `sendmsg`. Invariants: the buffer is not
-touched between parsing and the end of the turn, because commands hold slices of it; what a socket does not take in
-the turn is copied, because what `output` holds may change afterwards; and nothing more is read while much is unsent.
+A turn of the loop reads each ready connection once, into a buffer that is used again and again; every
+complete PDU in it is executed; when the journal has been written, all answers leave by one `sendmsg`.
+Invariants: the buffer is not touched between parsing and the end of the turn, because commands hold slices
+of it; what a socket does not take in the turn is copied, because what `output` holds may change afterwards;
+and nothing more is read while much is unsent.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ _LISTEN_BACKLOG = 64
 class Portal:
     """Listening sockets, and the connections to the target nodes behind them.
 
-    One portal object is one portal group: it may listen on several addresses, and shares its sessions among them.
+    One portal object is one portal group: it may listen on several addresses, and shares its sessions among
+    them.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class Portal:
         login_timeout_seconds: float = 15.0,
         ping_seconds: float = 10.0,
     ) -> None:
-        """A connection silent for `ping_seconds` is pinged, and closed when that goes unanswered as long again."""
+        """A connection silent for `ping_seconds` is pinged, and closed when that goes unanswered as long
+        again.
+        """
         self.nodes = list(nodes)
         self.registry = SessionRegistry()
         self.random_bytes = random_bytes
@@ -289,9 +294,11 @@ class _Connection:
     # The end
 
     def ping_if_silent(self) -> None:
-        """Called at every interval: a connection that said nothing since the last time is asked whether it lives."""
+        """Called at every interval: a connection that said nothing since the last time is asked whether it
+        lives.
+        """
         session = self._protocol.session
-        if session is not None and self._silent and not session.ping():
+        if session is not None and self._silent and not session.housekeeping.ping():
             self.close("no answer to a ping")
             return
         self._silent = True

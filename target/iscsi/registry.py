@@ -1,6 +1,8 @@
-"""The live sessions of one process's portals: who is logged in, and what a login or a reset does to the others.
+"""The live sessions of one process's portals: who is logged in, and what a login or a reset does to the
+others.
 
-No I/O. Invariant: at most one session for each initiator port (name, ISID) and target (RFC 7143 4.4.3, 6.3.5).
+No I/O. Invariant: at most one session for each initiator port (name, ISID) and target (RFC 7143 4.4.3,
+6.3.5).
 """
 
 from __future__ import annotations

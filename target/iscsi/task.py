@@ -1,8 +1,9 @@
 """SCSI tasks of a session: a command under way, and a write that is still collecting its data. No I/O.
 
-A command whose data are complete is handed to the device server as it is: `data_out` is a slice of the receive buffer. One
-that is not becomes a `CollectingTask`, which knows what may come next: unsolicited data first (RFC 7143 4.2.5.3),
-then what R2Ts asked for, all in order, because DataPDUInOrder and DataSequenceInOrder are always Yes here.
+A command whose data are complete is handed to the device server as it is: `data_out` is a slice of the
+receive buffer. One that is not becomes a `CollectingTask`, which knows what may come next: unsolicited data
+first (RFC 7143 4.2.5.3), then what R2Ts asked for, all in order, because DataPDUInOrder and
+DataSequenceInOrder are always Yes here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Task management functions of a session (RFC 7143 11.5, 11.6; SAM-5 clause 7). No I/O.
 
-A task that still collects its data is dropped at once. One that the device server has cannot be called back: it is
-disowned, so that its answer goes nowhere, and the function's response waits until it has ended. Invariant: when the
-initiator sees "function complete", no aborted command can change the medium any more.
+A task that still collects its data is dropped at once. One that the device server has cannot be called
+back: it is disowned, so that its answer goes nowhere, and the function's response waits until it has ended.
+Invariant: when the initiator sees "function complete", no aborted command can change the medium any more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from target.iscsi.pdu import TaskManagementRequest
+from target.iscsi.requests import TaskManagementRequest
 from target.iscsi.task import CollectingTask, ScsiTask
 from target.scsi.lun import decode_lun
 
@@ -47,15 +47,22 @@ class Response(IntEnum):
 class _Pending:
     """A function that waits for tasks to end."""
 
-    __slots__ = ("count", "session", "tag", "then_end")
+    __slots__ = ("count", "resets", "session", "tag", "then_end")
 
-    def __init__(self, session: TargetSession, tag: int, then_end: bool) -> None:
+    def __init__(
+        self, session: TargetSession, tag: int, resets: Iterable[int] = (), then_end: bool = False
+    ) -> None:
         self.session = session
         self.tag = tag
+        self.resets = resets
         self.then_end = then_end
         self.count = 0
 
     def finish(self) -> None:
+        node = self.session.node
+        if node is not None:
+            for lun in self.resets:
+                node.device.reset(lun)
         self.session.send_task_management_response(self.tag, Response.COMPLETE)
         if self.then_end:
             self.session.end("target cold reset")
@@ -91,7 +98,7 @@ class TaskManagement:
             received = session.is_cmd_sn_received(request.ref_cmd_sn)
             self._respond(request, Response.COMPLETE if received else Response.TASK_DOES_NOT_EXIST)
             return
-        pending = _Pending(session, request.initiator_task_tag, then_end=False)
+        pending = _Pending(session, request.initiator_task_tag)
         self.abort([task], pending, tell=False)
         if not pending.count:
             pending.finish()
@@ -101,11 +108,19 @@ class TaskManagement:
         if session.node is None:
             self._respond(request, Response.REJECTED)
             return
-        others = function is not Function.ABORT_TASK_SET
-        whole_target = function in (Function.TARGET_WARM_RESET, Function.TARGET_COLD_RESET)
-        lun = None if whole_target else decode_lun(request.lun)
+        units = session.node.device.logical_units
+        lun = None if function in _WHOLE_TARGET else decode_lun(request.lun)
+        if lun is not None and lun not in units:
+            self._respond(request, Response.LUN_DOES_NOT_EXIST)
+            return
+        resets: Iterable[int] = ()
+        if lun is None:
+            resets = tuple(units)
+        elif function is Function.LOGICAL_UNIT_RESET:
+            resets = (lun,)
         cold = function is Function.TARGET_COLD_RESET
-        pending = _Pending(session, request.initiator_task_tag, then_end=cold)
+        pending = _Pending(session, request.initiator_task_tag, resets, then_end=cold)
+        others = function is not Function.ABORT_TASK_SET
         for one in self._registry.sessions_of(session.node.name) if others else [session]:
             tasks = [task for task in one.tasks.values() if lun is None or decode_lun(task.lun_field) == lun]
             one.task_management.abort(tasks, pending, tell=one is not session)
@@ -115,13 +130,14 @@ class TaskManagement:
             pending.finish()
 
     def abort(self, tasks: Iterable[ScsiTask], pending: _Pending, tell: bool) -> None:
-        """Abort tasks of this session; with `tell` their initiator gets TASK ABORTED (SAM-5 5.3.1), since it was
-        not the one who asked."""
+        """Abort tasks of this session; with `tell` their initiator gets TASK ABORTED (SAM-5 5.3.1), since
+        it was not the one who asked.
+        """
         session = self._session
         for task in tasks:
             del session.tasks[task.initiator_task_tag]
             if isinstance(task, CollectingTask) and not task.complete_data:
-                session.forget_solicited(task)
+                session.collection.forget(task)
                 if tell:
                     session.answer_aborted(task)
                 else:
@@ -138,7 +154,7 @@ class TaskManagement:
             return  # the session was closed meanwhile
         pending, tell = entry
         if isinstance(task, CollectingTask):
-            session.forget_solicited(task)
+            session.collection.forget(task)
         if tell:
             session.answer_aborted(task)
         else:
@@ -148,12 +164,13 @@ class TaskManagement:
             pending.finish()
 
 
+_WHOLE_TARGET = frozenset({Function.TARGET_WARM_RESET, Function.TARGET_COLD_RESET})
+
 _WHOLE_SETS = frozenset(
     {
         Function.ABORT_TASK_SET,
         Function.CLEAR_TASK_SET,
         Function.LOGICAL_UNIT_RESET,
-        Function.TARGET_WARM_RESET,
-        Function.TARGET_COLD_RESET,
+        *_WHOLE_TARGET,
     }
 )

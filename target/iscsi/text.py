@@ -1,6 +1,8 @@
-"""Text segments of Login and Text PDUs: `key=value` pairs, each ended by a zero byte (RFC 7143 section 6.1). No I/O.
+"""Text segments of Login and Text PDUs: `key=value` pairs, each ended by a zero byte (RFC 7143 section
+6.1). No I/O.
 
-A pair may be split over PDUs that have the C (continue) bit; `TextCollector` puts them together, within a bound.
+A pair may be split over PDUs that have the C (continue) bit; `TextCollector` puts them together, within a
+bound.
 """
 
 from __future__ import annotations
