@@ -35,7 +35,7 @@ class BlockDevice(Protocol):
     def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
         """Fill the whole buffer."""
 
-    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+    def pread_nowait(self, length: int, offset: int) -> Buffer | None:
         """`length` bytes if they are in memory already, None if reading would block."""
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
@@ -94,7 +94,7 @@ class FileDevice:
             view = view[count:]
             offset += count
 
-    def pread_nowait(self, length: int, offset: int) -> bytes | None:
+    def pread_nowait(self, length: int, offset: int) -> Buffer | None:
         buffer = bytearray(length)
         try:
             count = os.preadv(self._fd, [buffer], offset, self._nowait_flag)
@@ -105,7 +105,7 @@ class FileDevice:
                 raise
             self._nowait_flag = 0  # this file system has no RWF_NOWAIT: every read may block, and is short
             return self.pread(length, offset)
-        return bytes(buffer) if count == length else None
+        return buffer if count == length else None
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         for start in range(0, len(buffers), _IOV_MAX):

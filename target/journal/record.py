@@ -108,6 +108,9 @@ class RecordType(IntEnum):
 
 RESTORABLE = frozenset((RecordType.UPDATE, RecordType.ZERO, RecordType.BASE, RecordType.BASE_ZERO))
 
+COPIED = frozenset((RecordType.BASE, RecordType.BASE_ZERO, RecordType.VERIFY))
+"""Records that a primary makes from its own volumes, for its mirrors."""
+
 
 class MarkerKind(IntEnum):
     """Why a marker was set."""

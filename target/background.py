@@ -1,0 +1,228 @@
+"""What happens behind the acknowledgement: apply or restore what is durable, checkpoint, let the ring be reused.
+
+On a primary the goal is the frozen generation of the overlay; on a secondary it is what was received, up to the restore limit. Both are
+one function (`target.restore.restore`) on one worker, in stretches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from target.blockdev import BlockDevice
+from target.journal.record import SequenceNumber
+from target.journal.ring import Journal
+from target.journal.superblock import Position
+from target.obtain import Overlay, WritePath
+from target.overlay import Generation
+from target.restore import Restored, Stretch, restore
+from target.scheduler import Scheduler, Timer
+
+_log = logging.getLogger(__name__)
+
+_FREEZE_BYTES = 16 << 20
+_FREEZE_SECONDS = 0.1
+_CHECKPOINT_SECONDS = 5.0
+_CHECKPOINT_RING_PARTS = 16
+
+
+class Background:
+    """Applies one group's journal to its data volumes."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        journal: Journal,
+        overlay: Overlay,
+        write_path: WritePath,
+        volumes: Mapping[int, BlockDevice],
+        *,
+        lane: str,
+        on_restored: Callable[[Restored], None],
+        on_checkpoint: Callable[[], None],
+        on_failed: Callable[[Exception], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._journal = journal
+        self._overlay = overlay
+        self._write_path = write_path
+        self._volumes = volumes
+        self._lane = lane
+        self._on_restored = on_restored
+        self._on_checkpoint = on_checkpoint
+        self._on_failed = on_failed
+        self._frozen_end = journal.head
+        self._working = False
+        self._checkpointing = False
+        self._space_wanted = False
+        self._timer: Timer | None = None
+        self._checkpoint_due_at = scheduler.monotonic() + _CHECKPOINT_SECONDS
+        self.following = False
+        """True on a secondary: restore what was received, up to `restore_limit`."""
+        self.restore_limit: SequenceNumber | None = None
+        """The last record to restore; None: everything."""
+        superblock = journal.superblock
+        self.applied = journal.boundary_before(superblock.checkpoint_sequence)
+        """The pack boundary up to which everything is on the data volumes (perhaps not durably)."""
+        self.applied_sequence = superblock.checkpoint_sequence
+        self.failure: Exception | None = None
+        self._when_idle: Callable[[], None] | None = None
+
+    # -- deciding --
+
+    def poke(self, *, freeze: bool = False) -> None:
+        """Something may be there to do; called when the journal grew durable, when space is short, and by the timer."""
+        if self.failure is not None:
+            return
+        if self._when_idle is not None:
+            if self.idle:
+                call, self._when_idle = self._when_idle, None
+                call()
+            return
+        if not self._working:
+            grown = self._journal.head.lsn - self._overlay.current.start_lsn >= _FREEZE_BYTES
+            if not self.following and (freeze or grown or self._space_wanted):
+                self._freeze()
+            goal = self._goal()
+            if goal is not None:
+                self._start(*goal)
+        self._checkpoint_if_due()
+        behind = self.applied.lsn < self._journal.head.lsn
+        if self._timer is None and (behind or self._checkpoint_wanted):
+            self._timer = self._scheduler.call_later(_FREEZE_SECONDS, self._timer_fired)
+
+    def make_space(self) -> None:
+        """Writes wait for space in the journal: apply and checkpoint at once."""
+        self._space_wanted = True
+        self.poke(freeze=True)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.poke(freeze=True)
+
+    def _freeze(self) -> None:
+        """The frozen generation was applied: take the next, if it is old or large enough. It needs a commit to be applied."""
+        overlay, journal = self._overlay, self._journal
+        if overlay.frozen is not None:
+            return
+        if not overlay.current:
+            # Only markers and the like since the last time: nothing to write, the position moves on.
+            if journal.durable.lsn > self.applied.lsn and journal.durable.lsn == journal.head.lsn:
+                self._frozen_end = journal.durable
+                self.applied, self.applied_sequence = journal.durable, journal.durable.sequence
+                overlay.current = Generation(journal.head.lsn)
+            return
+        overlay.frozen, overlay.current = overlay.current, Generation(journal.head.lsn)
+        self._frozen_end = journal.head
+        self._write_path.commit(urgent=self._space_wanted)
+
+    def _goal(self) -> tuple[int, SequenceNumber] | None:
+        journal = self._journal
+        if self.following:
+            limit = journal.durable.sequence
+            if self.restore_limit is not None:
+                limit = min(limit, self.restore_limit)
+            return (journal.durable.lsn, limit) if limit > self.applied_sequence else None
+        if self._overlay.frozen is None or journal.durable.lsn < self._frozen_end.lsn:
+            return None
+        return self._frozen_end.lsn, self._frozen_end.sequence
+
+    # -- applying --
+
+    def _start(self, end_lsn: int, limit: SequenceNumber) -> None:
+        self._working = True
+        journal = self._journal
+        stretch = Stretch(
+            self.applied,
+            self.applied_sequence,
+            end_lsn,
+            limit,
+            journal.superblock.group_id,
+            own_reign=None if self.following else journal.superblock.reign,
+        )
+        reader, volumes = journal.reader(), self._volumes
+        self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)
+
+    def _restored(self, result: Restored | None, error: Exception | None) -> None:
+        self._working = False
+        if result is None:
+            self._fail(error or RuntimeError("restoring gave no result"))
+            return
+        self.applied, self.applied_sequence = result.position, result.sequence
+        if not self.following and self._overlay.frozen is not None and self.applied.lsn >= self._frozen_end.lsn:
+            self._overlay.frozen = None
+        self._on_restored(result)
+        self.poke()
+
+    def _fail(self, error: Exception) -> None:
+        _log.error("applying the journal stopped behind record %d: %s", self.applied_sequence, error)
+        self.failure = error
+        self._on_failed(error)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is on its way to the data volumes."""
+        return not self._working and not self._checkpointing
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Begin nothing new; call when nothing is under way, and go on after that."""
+        assert self._when_idle is None
+        self._when_idle = call
+        self.poke()
+
+    # -- checkpoint --
+
+    @property
+    def _checkpoint_wanted(self) -> bool:
+        return self.applied_sequence > self._journal.superblock.checkpoint_sequence
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpointing or not self._checkpoint_wanted:
+            return
+        journal = self._journal
+        waiting = self.applied.lsn - journal.superblock.checkpoint_lsn
+        if (
+            self._space_wanted
+            or waiting >= journal.superblock.ring_bytes // _CHECKPOINT_RING_PARTS
+            or self._scheduler.monotonic() >= self._checkpoint_due_at
+        ):
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Make the data volumes durable as far as they were applied now; then the journal may forget up to there."""
+        if self._checkpointing:
+            return
+        self._checkpointing = True
+        self._checkpoint_due_at = self._scheduler.monotonic() + _CHECKPOINT_SECONDS
+        applied, sequence = self.applied, self.applied_sequence
+        devices = list(self._volumes.values())
+
+        def work() -> tuple[Position, SequenceNumber]:
+            for device in devices:
+                device.flush()
+            return applied, sequence
+
+        self._scheduler.submit(self._lane, work, self._checkpointed)
+
+    def _checkpointed(self, done: tuple[Position, SequenceNumber] | None, error: Exception | None) -> None:
+        self._checkpointing = False
+        if done is None:
+            self._fail(error or RuntimeError("the checkpoint gave no result"))
+            return
+        position, sequence = done
+        if sequence > self._journal.superblock.checkpoint_sequence:
+            self._journal.change_superblock(checkpoint_lsn=position.lsn, checkpoint_sequence=sequence)
+        self._on_checkpoint()
+        self._write_path.commit(urgent=self._space_wanted)
+        self._space_wanted = False
+        self.poke()
+
+    # -- histories --
+
+    def restart(self) -> None:
+        """The journal was restarted elsewhere (`Journal.restart_at`): everything before is on the data volumes."""
+        self.applied = self._journal.head
+        self.applied_sequence = self._journal.head.sequence
+        self._overlay.current = Generation(self._journal.head.lsn)
+        self._overlay.frozen = None
+        self._frozen_end = self._journal.head

@@ -1,0 +1,367 @@
+"""Changing a group's role: begin an epoch, follow a primary, and say what two histories do not share.
+
+Nothing here overwrites anything silently: before a group follows another history it has been asked what it wrote on its own
+(`changed_since`), and that part of its journal has been exported (`export_since`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from target.bitmap import Extent
+from target.errors import ConflictError, IntegrityError, OperatorError
+from target.group import Access, ConsistencyGroup
+from target.journal.record import (
+    RESTORABLE,
+    EpochStart,
+    MarkerKind,
+    RecordType,
+    SequenceNumber,
+)
+from target.journal.ring import NewRecord
+from target.journal.scan import RingReader, walk
+from target.journal.superblock import Flag, MirrorState, Position, Role
+from target.mirrors import changed_extents
+from target.overlay import ZERO, Generation
+
+Done = Callable[["Exception | None"], None]
+
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A history to follow, from a boundary on."""
+
+    primary: str
+    group_id: bytes
+    epochs: tuple[EpochStart, ...]
+    sequence: SequenceNumber
+    digest: bytes
+    consistent: bool
+
+
+def wait_until(group: ConsistencyGroup, reached: Callable[[], bool], nudge: Callable[[], None], done: Done) -> None:
+    """Nudge until the state is reached, then `done(None)`; `done(IntegrityError)` when the group fails meanwhile."""
+
+    def look() -> None:
+        if group.access is Access.FAILED:
+            done(IntegrityError(f"group {group.name!r} is damaged: {group.reason}"))
+        elif reached():
+            done(None)
+        else:
+            nudge()
+            group.scheduler.call_later(_POLL_SECONDS, look)
+
+    group.write_path.end_turn()
+    look()
+
+
+def settle(group: ConsistencyGroup, done: Done) -> None:
+    """Wait until everything in the journal is durable, applied, and durable on the data volumes too."""
+    journal, background = group.journal, group.background
+
+    def reached() -> bool:
+        return (
+            journal.durable.lsn == journal.head.lsn
+            and journal.superblock.checkpoint_sequence == journal.head.sequence
+            and background.idle
+            and not group.write_path.committing
+            and not group.mirrors.discarding
+        )
+
+    def nudge() -> None:
+        group.write_path.commit(urgent=True)
+        background.make_space()
+
+    wait_until(group, reached, nudge, done)
+
+
+def when_durable(group: ConsistencyGroup, done: Done) -> None:
+    """Wait until the journal and its superblock, as they are now, are on the medium."""
+    wait_until(
+        group,
+        lambda: not group.write_path.committing and not group.journal.commit_needed,
+        lambda: group.write_path.commit(urgent=True),
+        done,
+    )
+
+
+def when_room(group: ConsistencyGroup, done: Done) -> None:
+    """Wait until nothing is being discarded and the journal has room for a few records of our own."""
+    wait_until(
+        group,
+        lambda: group.journal.fits(4, 0) and not group.write_path.holding and not group.mirrors.discarding,
+        group.background.make_space,
+        done,
+    )
+
+
+def promote(
+    group: ConsistencyGroup,
+    *,
+    epoch: int,
+    reign: int,
+    mirrors: Sequence[tuple[str, MirrorState, SequenceNumber]],
+    done: Done,
+) -> None:
+    """Become the primary: begin an epoch behind the last record held, and serve while the rest is restored.
+
+    `mirrors` are the sites that may follow, with what each is known to have. Epochs only grow; OperatorError otherwise.
+    """
+    superblock = group.journal.superblock
+    if group.access is Access.FAILED:
+        done(IntegrityError(f"group {group.name!r} is damaged: {group.reason}"))
+        return
+    if epoch <= superblock.epoch and superblock.epochs:
+        done(OperatorError(f"group {group.name!r} is in epoch {superblock.epoch} already: {epoch} is not newer"))
+        return
+    journal, background = group.journal, group.background
+
+    def paused() -> None:
+        start, end, reader = background.applied, journal.head, journal.reader()
+        place, group_id = journal.place, superblock.group_id
+        group.scheduler.submit(
+            group.lane, lambda: unapplied(reader, start, end, group_id, place), indexed
+        )
+
+    def indexed(generation: Generation | None, error: Exception | None) -> None:
+        if generation is None:
+            done(error)
+            return
+        if background.following:
+            group.overlay.current, group.overlay.frozen = generation, None
+        background.following = False
+        begin_epoch(group, epoch, reign)
+        for name in list(group.mirrors.table):
+            group.mirrors.remove(name)
+        for name, state, received in mirrors:
+            group.mirrors.add(name, state, received)
+        when_durable(group, begun)
+
+    def begun(error: Exception | None) -> None:
+        if error is None:
+            group.set_access(Access.SERVE)
+            background.poke(freeze=True)
+        done(error)
+
+    def durable(error: Exception | None) -> None:
+        if error is not None:
+            done(error)
+        else:
+            background.when_idle(paused)
+
+    when_room(group, durable)
+
+
+def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int) -> None:
+    """Append the record that begins an epoch; the caller has waited for room (`when_room`)."""
+    journal = group.journal
+    superblock = journal.superblock
+    start = EpochStart(
+        epoch,
+        reign,
+        superblock.epoch,
+        superblock.reign,
+        journal.head.sequence,
+        journal.head.digest,
+        group.scheduler.wall_ns(),
+    )
+    journal.start_epoch(start)
+    flags = (superblock.flags | Flag.CONSISTENT) & ~(Flag.PROMISED | Flag.SUPERSEDED)
+    journal.change_superblock(role=Role.PRIMARY, flags=flags, primary="")
+    if not group.write_path.append_now([NewRecord(RecordType.EPOCH, 0, 0, 0, 0, start.encode())]):
+        raise OperatorError(f"the journal of group {group.name!r} has no room for the record that begins an epoch")
+
+
+def unapplied(
+    reader: RingReader, start: Position, end: Position, group_id: bytes, place: Callable[[int], int]
+) -> Generation:
+    """Index what is in the journal and not on the data volumes: the overlay of a group that serves while restoring. Blocks."""
+    generation = Generation(start.lsn)
+    last = start.sequence
+    for pack in walk(reader, start, end.lsn, group_id):
+        base = place(pack.header.lsn)
+        for record in pack.header.descriptors():
+            if record.type in RESTORABLE:
+                position = base + record.data_offset if record.data_length else ZERO
+                generation.put(record.volume, record.offset, record.length, position)
+        last = pack.header.last_sequence
+    if last != end.sequence:
+        raise IntegrityError(f"the journal cannot be read behind record {last}; {end.sequence} was received")
+    return generation
+
+
+def demote(group: ConsistencyGroup, done: Done) -> None:
+    """No pair any more: serve, journal for our own safety, forget all mirrors."""
+    for name in list(group.base_copies):
+        group.stop_copy(name)
+
+    def paused() -> None:
+        if group.background.following:
+            group.background.following = False
+            group.background.restart()
+        group.mirrors.clear()
+        flags = group.journal.superblock.flags & ~(Flag.PROMISED | Flag.SUPERSEDED)
+        group.journal.change_superblock(role=Role.SIMPLEX, flags=flags | Flag.CONSISTENT, primary="")
+        when_durable(group, finished)
+
+    def finished(error: Exception | None) -> None:
+        if error is None:
+            group.set_access(Access.SERVE)
+        done(error)
+
+    def settled(error: Exception | None) -> None:
+        if error is not None:
+            done(error)
+        else:
+            group.background.when_idle(paused)
+
+    settle(group, settled)
+
+
+def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
+    """Become a secondary: drop our own journal, which is on the volumes by then, and go on behind `history.sequence`."""
+    group.set_access(Access.READ_ONLY, f"secondary of {history.primary}")
+    for name in list(group.base_copies):
+        group.stop_copy(name)
+    if group.verify_pass is not None:
+        group.verify_pass.stop()
+    group.background.restore_limit = None
+
+    def paused() -> None:
+        journal = group.journal
+        journal.restart_at(history.sequence, history.digest)
+        flags = Flag.CONSISTENT if history.consistent else Flag(0)
+        epochs = history.epochs
+        journal.change_superblock(
+            role=Role.SECONDARY,
+            group_id=history.group_id,
+            epochs=epochs,
+            epoch=epochs[-1].epoch if epochs else 0,
+            reign=epochs[-1].reign if epochs else 0,
+            flags=flags,
+            primary=history.primary,
+            mirrors=(),
+        )
+        group.forget_pair()
+        group.background.following = True
+        group.background.restart()
+        when_durable(group, followed)
+
+    def followed(error: Exception | None) -> None:
+        group.changed()
+        done(error)
+
+    def settled(error: Exception | None) -> None:
+        if error is not None:
+            done(error)
+        else:
+            group.background.when_idle(paused)
+
+    settle(group, settled)
+
+
+def changed_since(
+    group: ConsistencyGroup,
+    sequence: SequenceNumber,
+    peer: str,
+    done: Callable[[list[Extent] | None, Exception | None], None],
+) -> None:
+    """Every extent this group wrote behind `sequence`: from the journal, and from the bitmap kept for `peer` where the ring forgot.
+
+    ConflictError when neither reaches back far enough.
+    """
+    journal = group.journal
+    tail = journal.superblock.tail
+    marked: list[Extent] = []
+    start = tail
+    if sequence >= tail.sequence:
+        start = journal.boundary_before(sequence)
+    else:
+        mirror = group.mirrors.table.get(peer)
+        if mirror is None or mirror.entry.received > sequence:
+            done(
+                None,
+                ConflictError(
+                    f"group {group.name!r} does not know any more what it wrote between record {sequence} and "
+                    f"{tail.sequence}: delete the pair and create it again (a full copy)",
+                    sequence=sequence,
+                    tail=tail.sequence,
+                ),
+            )
+            return
+        marked = list(mirror.bitmap.extents())
+    end, group_id, reader = journal.head, journal.superblock.group_id, journal.reader()
+
+    def collected(extents: list[Extent] | None, error: Exception | None) -> None:
+        done(None if extents is None else coalesce(marked + extents, journal.superblock.extent_bytes), error)
+
+    group.scheduler.submit(group.lane, lambda: changed_extents(reader, start, end, group_id), collected)
+
+
+def coalesce(extents: list[Extent], unit: int) -> list[Extent]:
+    """Runs of whole units that cover all the extents, ascending, without overlap."""
+    units: dict[int, set[int]] = {}
+    for volume, offset, length in extents:
+        units.setdefault(volume, set()).update(range(offset // unit, -(-(offset + length) // unit)))
+    runs: list[Extent] = []
+    for volume in sorted(units):
+        for index in sorted(units[volume]):
+            if runs and runs[-1][0] == volume and runs[-1][1] + runs[-1][2] == index * unit:
+                runs[-1] = (volume, runs[-1][1], runs[-1][2] + unit)
+            else:
+                runs.append((volume, index * unit, unit))
+    return runs
+
+
+def export_since(
+    group: ConsistencyGroup,
+    sequence: SequenceNumber,
+    path: Path,
+    done: Callable[[int | None, Exception | None], None],
+) -> None:
+    """Write the packs behind `sequence` to a file, as they stand, durably; answers with the number of records (0: no file)."""
+    journal = group.journal
+    start, end = journal.boundary_before(sequence), journal.head
+    group_id, reader = journal.superblock.group_id, journal.reader()
+
+    def work() -> int:
+        count = 0
+        if start.sequence == end.sequence:
+            return 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            for pack in walk(reader, start, end.lsn, group_id):
+                file.write(pack.view)
+                count += pack.header.record_count
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return count
+
+    group.scheduler.submit(group.lane, work, done)
+
+
+def quiesce(group: ConsistencyGroup, done: Callable[[Position | None, Exception | None], None]) -> None:
+    """Let writes wait, promise that none is served before the outcome of a takeover is known, and say where the journal ends."""
+    group.set_access(Access.HOLD, "a planned takeover by a peer is under way")
+    for name in list(group.base_copies):
+        group.stop_copy(name)
+    group.write_path.end_turn()
+    group.mark(MarkerKind.SPLIT, "takeover")
+    group.set_flag(Flag.PROMISED, True)
+
+    def durable(error: Exception | None) -> None:
+        done(group.journal.durable if error is None else None, error)
+
+    when_durable(group, durable)

@@ -1,0 +1,203 @@
+"""Reading packs back: the walk from one position to the end of what is there, judged by the recovery table.
+
+Used when a group starts, and by everything that needs records again: restoring, discarding, exporting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from target.blockdev import BlockDevice
+from target.journal.recovery import Decision, decide
+from target.journal.record import (
+    BLOCK_BYTES,
+    PACK_DATA_BYTES_MAX,
+    PACK_MAGIC,
+    PAD_MAGIC,
+    Lsn,
+    PackHeader,
+    SequenceNumber,
+    check_data,
+    decode_header,
+)
+from target.journal.superblock import Position, Superblock
+
+UNDURABLE_BYTES_MAX = 64 << 20
+"""A writer never appends more than this beyond its durable mark; so a proof of durability stands at most twice as far."""
+
+_WINDOW_BYTES = 1 << 20
+
+
+class Pack(NamedTuple):
+    """A pack as it stands in the ring. `view` is the whole pack, valid until the next one is asked for."""
+
+    header: PackHeader
+    view: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Corruption:
+    """Something durable that is not there any more."""
+
+    lsn: Lsn
+    after_sequence: SequenceNumber
+    what: str
+
+
+class RingReader:
+    """Reads a ring by LSN through a window of at least 1 MiB; it never goes over the ring's end in one piece."""
+
+    def __init__(self, device: BlockDevice, ring_offset: int, ring_bytes: int) -> None:
+        self._device = device
+        self._ring_offset = ring_offset
+        self._ring_bytes = ring_bytes
+        self._window = memoryview(b"")
+        self._window_lsn = 0
+
+    def room(self, lsn: int) -> int:
+        """Bytes from `lsn` to the ring's end."""
+        return self._ring_bytes - lsn % self._ring_bytes
+
+    def view(self, lsn: int, length: int) -> memoryview:
+        """`length` bytes at `lsn`; they must not go over the ring's end."""
+        start = lsn - self._window_lsn
+        if start < 0 or start + length > len(self._window):
+            size = min(max(length, _WINDOW_BYTES), self.room(lsn))
+            buffer = bytearray(size)
+            self._device.pread_into(buffer, self._ring_offset + lsn % self._ring_bytes)
+            self._window = memoryview(buffer)
+            self._window_lsn = lsn
+            start = 0
+        return self._window[start : start + length]
+
+
+def walk(
+    reader: RingReader, start: Position, end_lsn: int, group_id: bytes
+) -> Iterator[Pack]:
+    """The packs of [start, end_lsn), which are known to be there; stops early where one is not right.
+
+    Checks header, place, chain and data. The caller compares where it ended with where it should have.
+    """
+    position = start
+    while position.lsn < end_lsn:
+        header = decode_header(reader.view(position.lsn, BLOCK_BYTES))
+        if not _belongs(header, position, group_id, reader) or header is None:
+            return
+        if header.is_pad:
+            position = Position(Lsn(position.lsn + header.total_length), position.sequence, position.digest)
+            continue
+        if header.previous_digest != position.digest:
+            return
+        view = reader.view(position.lsn, header.total_length)
+        if check_data(header, view) is not None:
+            return
+        yield Pack(header, view)
+        position = behind(header)
+
+
+def behind(header: PackHeader) -> Position:
+    """The boundary behind a pack, as it stands in this ring."""
+    return Position(Lsn(header.lsn + header.total_length), header.last_sequence, header.digest)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """Where the journal ends, and whether something durable is missing there."""
+
+    head: Position
+    proven_lsn: int
+    corruption: Corruption | None = None
+
+
+class Recovery:
+    """The walk at start: `packs()` yields every pack from the tail to the end; then `result` says how it ended.
+
+    Data are checked from `check_from_lsn` on (below, they are on the data volumes already).
+    """
+
+    def __init__(self, device: BlockDevice, superblock: Superblock, check_from_lsn: int) -> None:
+        self._reader = RingReader(device, superblock.ring_offset, superblock.ring_bytes)
+        self._superblock = superblock
+        self._check_from_lsn = check_from_lsn
+        self.result = Recovered(superblock.tail, superblock.durable_lsn)
+
+    def packs(self) -> Iterator[Pack]:
+        result = self.result
+        limit = result.head.lsn + self._superblock.ring_bytes
+        while result.head.lsn < limit:
+            position = result.head
+            header = decode_header(self._reader.view(position.lsn, BLOCK_BYTES))
+            header_ok = _belongs(header, position, self._superblock.group_id, self._reader)
+            if header is not None and header_ok and header.is_pad:
+                result.proven_lsn = max(result.proven_lsn, header.durable_lsn)
+                result.head = Position(
+                    Lsn(position.lsn + header.total_length), position.sequence, position.digest
+                )
+                continue
+            chain_ok = header is not None and header.previous_digest == position.digest
+            data_ok = header is not None and header_ok and self._data_ok(header, position)
+            decision = decide(header_ok=header_ok, chain_ok=chain_ok, data_ok=data_ok, proven=self._proven(position))
+            if decision is Decision.ACCEPT and header is not None:
+                result.proven_lsn = max(result.proven_lsn, header.durable_lsn)
+                result.head = behind(header)
+                yield Pack(header, self._reader.view(position.lsn, header.total_length))
+                continue
+            if decision is Decision.CUT:
+                # A header further on may prove that this place was durable: then it is no torn tail.
+                decision = decide(
+                    header_ok=header_ok,
+                    chain_ok=chain_ok,
+                    data_ok=data_ok,
+                    proven=self._proven_further_on(position),
+                )
+            if decision is Decision.CORRUPT:
+                what = "its header" if not header_ok else "its chain digest" if not chain_ok else "its data"
+                result.corruption = Corruption(
+                    position.lsn,
+                    position.sequence,
+                    f"the pack behind record {position.sequence} (LSN {position.lsn}) was durable, but {what} is wrong",
+                )
+            return
+
+    def _data_ok(self, header: PackHeader, position: Position) -> bool:
+        if position.lsn < self._check_from_lsn:
+            return True
+        return check_data(header, self._reader.view(position.lsn, header.total_length)) is None
+
+    def _proven(self, position: Position) -> bool:
+        return position.lsn < self.result.proven_lsn
+
+    def _proven_further_on(self, position: Position) -> bool:
+        lsn = position.lsn + BLOCK_BYTES
+        limit = min(
+            position.lsn + 2 * UNDURABLE_BYTES_MAX,
+            self._superblock.tail.lsn + self._superblock.ring_bytes,
+        )
+        while lsn < limit:
+            block = self._reader.view(lsn, BLOCK_BYTES)
+            magic = bytes(block[:8])
+            if magic in (PACK_MAGIC, PAD_MAGIC):
+                header = decode_header(block)
+                if (
+                    header is not None
+                    and header.lsn == lsn
+                    and header.group_id == self._superblock.group_id
+                    and header.durable_lsn > position.lsn
+                ):
+                    return True
+            lsn += BLOCK_BYTES
+        return False
+
+
+def _belongs(header: PackHeader | None, position: Position, group_id: bytes, reader: RingReader) -> bool:
+    """Whether a header is the one expected at a position."""
+    return (
+        header is not None
+        and header.lsn == position.lsn
+        and header.group_id == group_id
+        and header.first_sequence == position.sequence + 1
+        and header.total_length <= reader.room(position.lsn)
+        and header.data_length <= PACK_DATA_BYTES_MAX
+    )

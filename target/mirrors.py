@@ -1,0 +1,212 @@
+"""The mirrors of a group, as its primary keeps them: how far each is, and what it may not have.
+
+The journal is kept for the slowest mirror while there is space. When there is none, the oldest records are discarded, and before
+that their blocks are marked in the bitmap of every mirror that has not received them: durably, in the same commit that moves the tail, in
+front of it. So nothing is ever lost track of, and the write path never touches a bitmap.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from target.bitmap import BitmapStore, DifferentialBitmap, Extent
+from target.errors import IntegrityError, OperatorError
+from target.journal.record import RecordType, SequenceNumber
+from target.journal.ring import Journal
+from target.journal.scan import RingReader, walk
+from target.journal.superblock import MirrorEntry, MirrorState, Position
+from target.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+DISCARD_ABOVE_PERCENT = 90
+DISCARD_DOWN_TO_PERCENT = 75
+FULL_WARNING_PERCENT = 70
+
+_CHANGES = frozenset((RecordType.UPDATE, RecordType.ZERO, RecordType.BASE, RecordType.BASE_ZERO))
+
+
+class Mirror:
+    """One secondary of the group."""
+
+    def __init__(self, entry: MirrorEntry, bitmap: DifferentialBitmap) -> None:
+        self.entry = entry
+        self.bitmap = bitmap
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def flows(self) -> bool:
+        """The journal goes to it."""
+        return self.entry.state in (MirrorState.COPY, MirrorState.PAIR)
+
+
+def changed_extents(reader: RingReader, start: Position, end: Position, group_id: bytes) -> list[Extent]:
+    """The extents that the records between two boundaries write: (volume, offset, length), in order.
+
+    Blocks. Raises IntegrityError when the journal cannot be read from boundary to boundary.
+    """
+    extents: list[Extent] = []
+    last = start.sequence
+    for pack in walk(reader, start, end.lsn, group_id):
+        extents += [
+            (record.volume, record.offset, record.length)
+            for record in pack.header.descriptors()
+            if record.type in _CHANGES
+        ]
+        last = pack.header.last_sequence
+    if last != end.sequence:
+        raise IntegrityError(
+            f"the journal cannot be read from record {start.sequence} to {end.sequence}: it ends at {last}"
+        )
+    return extents
+
+
+class Mirrors:
+    """The mirror table of one group. Changes become durable with the next commit."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        journal: Journal,
+        *,
+        lane: str,
+        throttle: bool,
+        on_tail_moved: Callable[[], None],
+        on_suspended: Callable[[Mirror, str], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._journal = journal
+        self._lane = lane
+        self._throttle = throttle
+        self._on_tail_moved = on_tail_moved
+        self._on_suspended = on_suspended
+        self._discarding = False
+        self.store = BitmapStore(journal.device, journal.superblock)
+        self.table: dict[str, Mirror] = {
+            entry.name: Mirror(entry, self.store.load(entry.slot)) for entry in journal.superblock.mirrors
+        }
+
+    def __getitem__(self, name: str) -> Mirror:
+        mirror = self.table.get(name)
+        if mirror is None:
+            known = ", ".join(sorted(self.table)) or "none"
+            raise OperatorError(f"the group has no mirror {name!r}; its mirrors: {known}")
+        return mirror
+
+    # -- the table --
+
+    def add(self, name: str, state: MirrorState, received: SequenceNumber) -> Mirror:
+        """A new mirror that has everything up to `received`, with nothing marked."""
+        if name in self.table:
+            raise OperatorError(f"{name!r} is a mirror of this group already: resync or delete that pair")
+        used = {mirror.entry.slot for mirror in self.table.values()}
+        free = [slot for slot in range(self._journal.superblock.bitmap_slots) if slot not in used]
+        if not free:
+            raise OperatorError(f"a group has {len(used)} mirrors at most: delete one first")
+        nothing = SequenceNumber(0)
+        entry = MirrorEntry(name, state, free[0], received, received, nothing, nothing)
+        mirror = Mirror(entry, self.store.create(free[0]))
+        self.table[name] = mirror
+        self.save(mirror)
+        return mirror
+
+    def remove(self, name: str) -> bool:
+        """Forget a mirror; its journal may go. False when there is none."""
+        mirror = self.table.pop(name, None)
+        if mirror is None:
+            return False
+        self._save_table()
+        self.move_tail()
+        return True
+
+    def clear(self) -> None:
+        """Forget all: the group follows another primary now."""
+        self.table.clear()
+        self._save_table()
+
+    def update(self, mirror: Mirror, **changes: object) -> None:
+        """Change a mirror's entry; written with the next commit that has another reason, or the next state change."""
+        state = mirror.entry.state
+        mirror.entry = replace(mirror.entry, **changes)  # type: ignore[arg-type]
+        if mirror.entry.state is not state:
+            self._save_table()
+
+    def save(self, mirror: Mirror) -> None:
+        """Write a mirror's bitmap and the table with the next commit."""
+        if mirror.bitmap.dirty_pages:
+            self._journal.write_with_next_commit(self.store.take_dirty(mirror.entry.slot, mirror.bitmap))
+        self._save_table()
+
+    def _save_table(self) -> None:
+        self._journal.change_superblock(mirrors=tuple(mirror.entry for mirror in self.table.values()))
+
+    # -- what the ring is kept for --
+
+    def full_percent(self) -> int:
+        """How full the journal is."""
+        return self._journal.used_bytes * 100 // self._journal.superblock.ring_bytes
+
+    def move_tail(self) -> None:
+        """Let go of what is checkpointed and received by all; discard and mark where space is short."""
+        journal = self._journal
+        if self._discarding:
+            return
+        checkpoint = journal.boundary_before(journal.superblock.checkpoint_sequence)
+        needed = [mirror.entry.received for mirror in self.table.values()]
+        keep = journal.boundary_before(min([checkpoint.sequence, *needed]))
+        if keep.lsn > journal.superblock.tail.lsn:
+            # A mirror that had part of its records discarded before is behind the tail: it keeps nothing back.
+            journal.move_tail(keep)
+            self._save_table()
+            self._on_tail_moved()
+        used = journal.head.lsn - journal.superblock.tail.lsn
+        ring = journal.superblock.ring_bytes
+        if used * 100 > ring * DISCARD_ABOVE_PERCENT and not self._throttle and checkpoint.lsn > keep.lsn:
+            wanted = journal.head.lsn - ring * DISCARD_DOWN_TO_PERCENT // 100
+            boundary = journal.index.before_lsn(min(wanted, checkpoint.lsn))
+            if boundary is not None and boundary.lsn > journal.superblock.tail.lsn:
+                self._discard(min(boundary, checkpoint, key=lambda position: position.lsn))
+
+    def _discard(self, to: Position) -> None:
+        """Mark what lies between the tail and `to` for every mirror that lacks it; then the tail may move there."""
+        self._discarding = True
+        journal = self._journal
+        start, group_id, reader = journal.superblock.tail, journal.superblock.group_id, journal.reader()
+        for mirror in self.table.values():
+            if mirror.entry.received < to.sequence and mirror.flows:
+                reason = "the journal was full: its oldest records were discarded and their blocks marked"
+                self.update(mirror, state=MirrorState.ERROR)
+                self._on_suspended(mirror, reason)
+
+        def collected(extents: list[Extent] | None, error: Exception | None) -> None:
+            self._discarding = False
+            for mirror in self.table.values():
+                if mirror.entry.received >= to.sequence:
+                    continue
+                if extents is None:
+                    _log.error("what is discarded cannot be read (%s): all of %s is marked", error, mirror.name)
+                    mirror.bitmap.mark_all()
+                else:
+                    for volume, offset, length in extents:
+                        mirror.bitmap.mark(volume, offset, length)
+                self.save(mirror)
+            if to.lsn > journal.superblock.tail.lsn:
+                journal.move_tail(to)
+            self._on_tail_moved()
+
+        self._scheduler.submit(
+            self._lane, lambda: changed_extents(reader, start, to, group_id), collected
+        )
+
+    def reaches(self, mirror: Mirror) -> Position | None:
+        """Where a mirror goes on if the journal still has all it lacks; None when part of it was discarded."""
+        return self._journal.keeps_from(mirror.entry.received)
+
+    @property
+    def discarding(self) -> bool:
+        return self._discarding

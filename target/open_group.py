@@ -1,0 +1,90 @@
+"""From a configured group to a running one: open the devices, format or recover the journal, index what is unapplied."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from target.blockdev import BlockDevice
+from target.errors import OperatorError
+from target.group import ConsistencyGroup, GroupSettings
+from target.journal.format import VolumeShape, format_journal, open_journal, read_superblock
+from target.journal.record import RESTORABLE
+from target.journal.scan import Pack
+from target.journal.superblock import Role, Superblock
+from target.obtain import Overlay
+from target.overlay import ZERO
+from target.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+def open_group(
+    scheduler: Scheduler,
+    settings: GroupSettings,
+    journal_device: BlockDevice,
+    shapes: tuple[VolumeShape, ...],
+    devices: Mapping[str, BlockDevice],
+    group_id: bytes | None = None,
+) -> ConsistencyGroup:
+    """Open a group; an empty journal volume is formatted. `group_id`: 16 bytes for a new journal (random by default).
+
+    Raises OperatorError when configuration and journal do not fit, IntegrityError when both superblocks are damaged.
+    """
+    superblock = read_superblock(journal_device)
+    if superblock is None:
+        superblock = format_journal(journal_device, group_id or os.urandom(16), shapes)
+        _log.info("group %s: a new journal volume was formatted", settings.name)
+    check_shapes(settings.name, superblock, shapes, devices)
+    overlay = Overlay(superblock.checkpoint_lsn)
+    follows = superblock.role is Role.SECONDARY
+
+    def index(pack: Pack) -> None:
+        if follows:
+            return  # what was received is restored in order; nobody reads it before
+        place = superblock.ring_offset + pack.header.lsn % superblock.ring_bytes
+        put = overlay.current.put
+        for record in pack.header.descriptors():
+            if record.type in RESTORABLE:
+                position = place + record.data_offset if record.data_length else ZERO
+                put(record.volume, record.offset, record.length, position)
+
+    opened = open_journal(journal_device, superblock, index)
+    by_id = {volume.id: devices[volume.name] for volume in superblock.volumes}
+    return ConsistencyGroup(scheduler, settings, opened, overlay, by_id)
+
+
+def check_shapes(
+    name: str, superblock: Superblock, shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]
+) -> None:
+    """The journal knows its volumes: the configuration must name the same."""
+    known = {volume.name: volume for volume in superblock.volumes}
+    configured = {shape.name: shape for shape in shapes}
+    if known.keys() != configured.keys():
+        raise OperatorError(
+            f"group {name!r}: the journal volume was made for volumes {', '.join(known)}, "
+            f"the configuration names {', '.join(configured)}"
+        )
+    for shape in shapes:
+        entry = known[shape.name]
+        if (entry.size_bytes, entry.block_size_bytes) != (shape.size_bytes, shape.block_size_bytes):
+            raise OperatorError(
+                f"group {name!r}: volume {shape.name!r} has {entry.size_bytes} bytes in blocks of "
+                f"{entry.block_size_bytes} in the journal volume, {shape.size_bytes} in blocks of "
+                f"{shape.block_size_bytes} in the configuration"
+            )
+        if devices[shape.name].size_bytes < shape.size_bytes:
+            raise OperatorError(
+                f"group {name!r}: volume {shape.name!r} needs {shape.size_bytes} bytes, its device has "
+                f"{devices[shape.name].size_bytes}"
+            )
+
+
+def with_volume_sizes(shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]) -> tuple[VolumeShape, ...]:
+    """Shapes of block devices take their size from the device when the configuration gives none (0)."""
+    return tuple(
+        replace(shape, size_bytes=devices[shape.name].size_bytes) if not shape.size_bytes else shape
+        for shape in shapes
+    )

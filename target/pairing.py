@@ -1,0 +1,140 @@
+"""The primary's side of making and resuming a pair: where the secondary begins, and what must be copied to it.
+
+One mechanism for initial copy, resync after an overflow and failback: mark what may differ, say from which record on the journal will
+come, copy what is marked. A full copy happens only when a pair is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from target.bitmap import Extent
+from target.errors import ConflictError, OperatorError, ReplctlError
+from target.group import Access, ConsistencyGroup
+from target.histories import begin_epoch, when_durable, when_room
+from target.journal.record import Lsn, SequenceNumber
+from target.journal.superblock import MirrorState, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where a secondary begins to follow: behind `sequence`, whose pack has `digest`; `lsn` is the primary's.
+
+    `consistent`: its volumes are a point of the sequence already, nothing has to be copied first.
+    """
+
+    sequence: SequenceNumber
+    digest: bytes
+    lsn: Lsn
+    consistent: bool
+
+
+Began = Callable[["Begin | None", "Exception | None"], None]
+
+
+def add_mirror(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
+    """A new secondary: everything is marked, its journal begins at the end of ours.
+
+    A simplex group becomes a primary, in its first or next epoch. Raises OperatorError.
+    """
+    _check_primary(group)
+
+    _when_ready(group, done, lambda: _add(group, name, reign, done))
+
+
+def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) -> None:
+    """Call when the journal has room and no discarding is under way, which would move the tail under our feet."""
+
+    def ready(error: Exception | None) -> None:
+        if error is not None:
+            done(None, error)
+            return
+        try:
+            call()
+        except ReplctlError as refused:
+            done(None, refused)
+
+    when_room(group, ready)
+
+
+def _add(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
+    if group.role is Role.SIMPLEX:
+        begin_epoch(group, group.journal.superblock.epoch + 1, reign)
+    group.write_path.end_turn()
+    mirror = group.mirrors.add(name, MirrorState.COPY, group.journal.head.sequence)
+    mirror.bitmap.mark_all()
+    group.mirrors.save(mirror)
+    head = group.journal.head
+    begin = Begin(head.sequence, head.digest, head.lsn, consistent=False)
+    _begin_copy(group, name, begin, done)
+
+
+def resync_mirror(
+    group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
+) -> None:
+    """Resume a pair whose secondary shares our history up to `common` and wrote `extents` on its own.
+
+    The journal if it still reaches back to `common`, else the bitmap. Raises ConflictError when neither covers it.
+    """
+    _check_primary(group)
+    _ = group.mirrors[name]
+    _when_ready(group, done, lambda: _resync(group, name, common, extents, done))
+
+
+def _resync(
+    group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
+) -> None:
+    journal = group.journal
+    mirror = group.mirrors[name]
+    group.stop_copy(name)
+    position = journal.keeps_from(common)
+    if position is None:
+        if mirror.entry.received > common:
+            raise ConflictError(
+                f"{name!r} has record {common}, and our journal and bitmap begin at {mirror.entry.received}: "
+                "what lies between is not known. Delete the pair and create it again (a full copy)",
+                secondary=common,
+                known=mirror.entry.received,
+            )
+        position = journal.superblock.tail
+    for volume, offset, length in extents:
+        mirror.bitmap.mark(volume, offset, length)
+    group.mirrors.update(
+        mirror, state=MirrorState.COPY, received=position.sequence, copy_complete=SequenceNumber(0)
+    )
+    group.mirrors.save(mirror)
+    begin = Begin(position.sequence, position.digest, position.lsn, consistent=not mirror.bitmap)
+    _begin_copy(group, name, begin, done)
+
+
+def mark_extents(group: ConsistencyGroup, name: str, extents: Sequence[Extent]) -> None:
+    """These extents of a mirror differ: copy them again (the repair of a mismatch that a verify found)."""
+    _check_primary(group)
+    mirror = group.mirrors[name]
+    for volume, offset, length in extents:
+        mirror.bitmap.mark(volume, offset, length)
+    if mirror.flows:
+        group.repair(mirror)
+    else:
+        group.mirrors.save(mirror)
+        group.write_path.commit(urgent=True)
+
+
+def _check_primary(group: ConsistencyGroup) -> None:
+    if group.role is Role.SECONDARY:
+        primary = group.journal.superblock.primary
+        raise OperatorError(f"group {group.name!r} is a secondary here: ask at its primary, {primary!r}")
+    if group.access is not Access.SERVE:
+        raise OperatorError(f"group {group.name!r} does not serve writes now: {group.reason}")
+
+
+def _begin_copy(group: ConsistencyGroup, name: str, begin: Begin, done: Began) -> None:
+    def durable(error: Exception | None) -> None:
+        if error is not None:
+            done(None, error)
+            return
+        group.start_copy(group.mirrors[name])
+        done(begin, None)
+
+    when_durable(group, durable)

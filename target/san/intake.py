@@ -1,0 +1,106 @@
+"""Judging what came over the SAN link: no pack passes that is not the next one, whole and unchanged. Pure.
+
+The bytes of a peer's ring come in LSN order; out come packs in sequence order. Checked: header CRC, place, group, sequence number,
+chain digest, the CRC of all data, and that every record lies within its volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from target.errors import IntegrityError
+from target.journal.record import (
+    BLOCK_BYTES,
+    EpochStart,
+    Lsn,
+    PackHeader,
+    RecordType,
+    check_data,
+    decode_header,
+)
+from target.journal.superblock import Position
+from target.volume import Buffer
+
+
+@dataclass(slots=True)
+class Taken:
+    """Packs that are right, and the epochs that begin in them."""
+
+    packs: list[tuple[PackHeader, Buffer]] = field(default_factory=list)
+    epochs: list[EpochStart] = field(default_factory=list)
+
+
+class Intake:
+    """The reader's side of the chain. `position` is the boundary behind the last pack taken, with the peer's LSN."""
+
+    def __init__(self, position: Position, group_id: bytes, volume_sizes: Mapping[int, int]) -> None:
+        self.position = position
+        self._group_id = group_id
+        self._volume_sizes = volume_sizes
+        self._rest = b""
+
+    def feed(self, data: Buffer) -> Taken:
+        """Take the bytes that follow; returns the packs they complete. Raises IntegrityError at the first that is wrong."""
+        whole = memoryview(self._rest + bytes(data) if self._rest else data)
+        taken = Taken()
+        start = 0
+        while len(whole) - start >= BLOCK_BYTES:
+            header = self._header(whole[start : start + BLOCK_BYTES])
+            if header.is_pad:
+                # Only the header block of a pad is read: the rest up to the ring's end says nothing.
+                if len(whole) - start < header.total_length:
+                    break
+                self.position = Position(
+                    Lsn(self.position.lsn + header.total_length), self.position.sequence, self.position.digest
+                )
+                start += header.total_length
+                continue
+            if len(whole) - start < header.total_length:
+                break
+            pack = whole[start : start + header.total_length]
+            self._check(header, pack, taken)
+            taken.packs.append((header, pack))
+            self.position = Position(
+                Lsn(self.position.lsn + header.total_length), header.last_sequence, header.digest
+            )
+            start += header.total_length
+        self._rest = bytes(whole[start:])
+        return taken
+
+    def _header(self, block: memoryview) -> PackHeader:
+        position = self.position
+        header = decode_header(block)
+        where = f"behind record {position.sequence} (the peer's LSN {position.lsn})"
+        if header is None:
+            raise IntegrityError(f"{where} the peer's journal holds no pack")
+        if header.group_id != self._group_id:
+            raise IntegrityError(f"{where} the peer's journal holds a pack of another group")
+        if header.lsn != position.lsn or header.first_sequence != position.sequence + 1:
+            raise IntegrityError(
+                f"{where} the peer's journal holds record {header.first_sequence} (LSN {header.lsn}) instead: "
+                "its ring was used again"
+            )
+        if not header.is_pad and header.previous_digest != position.digest:
+            raise IntegrityError(f"{where} the peer's history is another than ours: the chain does not fit")
+        return header
+
+    def _check(self, header: PackHeader, pack: memoryview, taken: Taken) -> None:
+        bad = check_data(header, pack)
+        if bad is not None:
+            raise IntegrityError(f"record {header.first_sequence + bad}: its data do not match their CRC")
+        for number, record in enumerate(header.descriptors()):
+            if record.type == RecordType.EPOCH:
+                end = record.data_offset + record.data_length
+                taken.epochs.append(EpochStart.decode(pack[record.data_offset : end]))
+            if record.type in (RecordType.MARKER, RecordType.EPOCH):
+                continue
+            size = self._volume_sizes.get(record.volume)
+            if size is None or record.offset + record.length > size or (record.offset | record.length) & 511:
+                raise IntegrityError(
+                    f"record {header.first_sequence + number} lies outside of our volumes "
+                    f"(volume {record.volume}, {record.length} bytes at {record.offset})"
+                )
+            wanted = {RecordType.UPDATE: record.length, RecordType.BASE: record.length, RecordType.VERIFY: 32}
+            if record.data_length != wanted.get(RecordType(record.type), 0):
+                raise IntegrityError(f"record {header.first_sequence + number} has data of the wrong length")

@@ -1,0 +1,255 @@
+"""Two engines and a link: the secondary is a prefix of the primary, whatever happens, and differences are all that is copied."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tests.simulation.sim_link import SimLink
+from tests.simulation.sim_scheduler import SimClock
+from tests.simulation.site import MIB, Site
+
+from target.errors import ReplctlError
+from target.group import Access
+from target.histories import History, changed_since, export_since, follow, promote
+from target.journal.superblock import MirrorState, Role
+from target.pairing import Begin, add_mirror, resync_mirror
+from target.san.fetch import Fetch, FetchState
+
+
+class Pair:
+    """Stands in for the two copy managers: carries positions between the engines."""
+
+    def __init__(self, clock: SimClock, primary: Site, secondary: Site) -> None:
+        self.clock, self.primary, self.secondary = clock, primary, secondary
+        self.fetch: Fetch | None = None
+        self.link: SimLink | None = None
+        self._tick()
+
+    def _tick(self) -> None:
+        self.exchange()
+        self.clock.at(0.05, self._tick, self)
+
+    def exchange(self) -> None:
+        if self.fetch is None or self.fetch.state in (FetchState.DOWN, FetchState.LOST):
+            return
+        primary, secondary = self.primary.group, self.secondary.group
+        self.fetch.advance(primary.journal.durable.lsn)
+        mirror = primary.mirrors.table.get(self.secondary.name)
+        if mirror is not None:
+            background = secondary.background
+            primary.report_mirror(
+                mirror, secondary.journal.durable.sequence, background.applied_sequence, secondary.verified_sequence
+            )
+
+    def connect(self) -> None:
+        """Where is what the secondary lacks? Fetch from there."""
+        position = self.primary.group.journal.keeps_from(self.secondary.group.journal.head.sequence)
+        assert position is not None
+        self.link = SimLink(self.clock, self.secondary, self.primary)
+        self.fetch = Fetch(self.secondary.group, self.link, position.lsn, lambda: None)
+
+    def disconnect(self) -> None:
+        if self.fetch is not None:
+            self.fetch.close()
+        self.fetch = None
+
+    def _follow(self, begin: Begin | None, error: Exception | None) -> None:
+        assert begin is not None, error
+        superblock = self.primary.group.journal.superblock
+        history = History(
+            self.primary.name,
+            superblock.group_id,
+            superblock.epochs,
+            begin.sequence,
+            begin.digest,
+            begin.consistent,
+        )
+
+        def followed(error: Exception | None) -> None:
+            assert error is None, error
+            self.connect()
+
+        follow(self.secondary.group, history, followed)
+
+    def create(self) -> None:
+        add_mirror(self.primary.group, self.secondary.name, reign=77, done=self._follow)
+
+    def resync(self, export: Path | None = None) -> None:
+        self.disconnect()
+        superblock = self.primary.group.journal.superblock
+        mine = self.secondary.group.journal
+        common = mine.head.sequence
+        for start in superblock.epochs:
+            if (start.parent_epoch, start.parent_reign) == (mine.superblock.epoch, mine.superblock.reign):
+                common = min(common, start.fork_sequence)
+
+        def changed(extents: object, error: Exception | None) -> None:
+            assert isinstance(extents, list), error
+            resync_mirror(self.primary.group, self.secondary.name, common, extents, self._follow)
+
+        def exported(count: int | None, error: Exception | None) -> None:
+            assert count is not None, error
+            changed_since(self.secondary.group, common, self.primary.name, changed)
+
+        if export is not None:
+            export_since(self.secondary.group, common, export, exported)
+        else:
+            exported(0, None)
+
+    @property
+    def state(self) -> MirrorState:
+        return self.primary.group.mirrors[self.secondary.name].entry.state
+
+    def wait_pair(self) -> None:
+        self.clock.run_until(lambda: self.secondary.name in self.primary.group.mirrors.table)
+        self.clock.run_until(lambda: self.state is MirrorState.PAIR)
+
+    def wait_level(self) -> None:
+        self.clock.run_until(
+            lambda: self.secondary.group.background.applied_sequence >= self.primary.group.journal.head.sequence
+        )
+
+    def assert_equal(self) -> None:
+        for name, disk in self.secondary.disks.items():
+            assert self.primary.read(name, 0, disk.size_bytes) == disk.snapshot(), name
+
+
+def make_pair(seed: int = 0, journal_bytes: int = 48 * MIB) -> Pair:
+    clock = SimClock(seed)
+    return Pair(clock, Site(clock, "a", journal_bytes=journal_bytes), Site(clock, "b", journal_bytes=journal_bytes))
+
+
+def write_some(site: Site, rng: random.Random, count: int) -> None:
+    for _ in range(count):
+        volume = rng.choice(["data", "log"])
+        length = 512 * rng.choice([1, 8, 8, 16])
+        site.write(volume, 512 * rng.randrange(0, (MIB - length) // 512), rng.randbytes(length))
+        if rng.random() < 0.3:
+            site.clock.run_for(rng.random() * 0.05)
+
+
+def test_initial_copy_and_updates_make_the_secondary_equal() -> None:
+    pair = make_pair()
+    rng = random.Random(0)
+    write_some(pair.primary, rng, 50)
+    pair.create()
+    write_some(pair.primary, rng, 200)
+    pair.wait_pair()
+    write_some(pair.primary, rng, 100)
+    pair.clock.run_for(1.0)
+    pair.wait_level()
+    pair.assert_equal()
+    assert pair.secondary.group.consistent
+    refused = pair.secondary.wait(pair.secondary.write("data", 0, b"x" * 512))
+    assert refused.error is not None
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_the_pair_survives_power_losses_on_both_sides(seed: int) -> None:
+    pair = make_pair(seed)
+    rng = random.Random(seed)
+    write_some(pair.primary, rng, 30)
+    pair.create()
+    pair.wait_pair()
+    for _ in range(4):
+        write_some(pair.primary, rng, 60)
+        victim = rng.choice([pair.primary, pair.secondary])
+        pair.disconnect()
+        victim.power_off() if rng.random() < 0.7 else victim.kill()
+        victim.start()
+        if victim is pair.primary:
+            assert victim.group.access is Access.HOLD
+            victim.group.set_access(Access.SERVE)
+        pair.connect()
+        write_some(pair.primary, rng, 20)
+    pair.clock.run_for(1.0)
+    pair.wait_level()
+    pair.assert_equal()
+
+
+def test_a_full_journal_marks_and_resync_copies_only_what_is_marked() -> None:
+    pair = make_pair(3, journal_bytes=44 * MIB)
+    rng = random.Random(3)
+    pair.create()
+    pair.wait_pair()
+    assert pair.link is not None
+    pair.disconnect()
+    data = pair.primary.volumes["data"].size_bytes
+    for number in range(60):
+        pair.primary.write_now("data", (number % 2) * MIB, rng.randbytes(MIB))
+    pair.clock.run_until(lambda: pair.state is MirrorState.ERROR)
+    marked = pair.primary.group.mirrors["b"].bitmap.marked_bytes
+    assert 0 < marked <= 2 * MIB < data
+    pair.resync()
+    pair.clock.run_until(lambda: pair.state is MirrorState.COPY)
+    pair.wait_pair()
+    pair.wait_level()
+    pair.assert_equal()
+
+
+def test_forced_takeover_and_failback_with_differences_only(tmp_path: Path) -> None:
+    clock = SimClock(5)
+    pair = make_pair(5)
+    clock = pair.clock
+    rng = random.Random(5)
+    a, b = pair.primary, pair.secondary
+    write_some(a, rng, 100)
+    pair.create()
+    pair.wait_pair()
+    pair.disconnect()
+    for number in range(20):
+        a.write_now("data", 2 * MIB + number * 4096, b"lost" * 1024)
+    a.flush_now()
+    a.power_off()
+    received = b.group.journal.durable.sequence
+    ended: list[Exception | None] = []
+    promote(
+        b.group,
+        epoch=b.group.journal.superblock.epoch + 1,
+        reign=99,
+        mirrors=[("a", MirrorState.LEFT, received)],
+        done=ended.append,
+    )
+    clock.run_until(lambda: bool(ended))
+    assert ended == [None]
+    assert b.group.role is Role.PRIMARY
+    write_some(b, rng, 100)
+    a.start()
+    assert a.group.access is Access.HOLD
+    back = Pair(clock, b, a)
+    export = tmp_path / "orphans.journal"
+    back.resync(export)
+    clock.run_until(lambda: back.state is MirrorState.COPY)
+    assert b.group.mirrors["a"].bitmap.marked_bytes <= 3 * 65536
+    back.wait_pair()
+    clock.run_for(1.0)
+    back.wait_level()
+    back.assert_equal()
+    assert export.stat().st_size > 20 * 4096
+    assert a.group.role is Role.SECONDARY
+    assert a.read("data", 2 * MIB, 4096) != b"lost" * 1024
+
+
+def test_a_foreign_history_is_not_followed() -> None:
+    pair = make_pair(6)
+    pair.create()
+    pair.wait_pair()
+    pair.disconnect()
+    pair.primary.write_now("data", 0, b"z" * 512)
+    pair.primary.flush_now()
+    other = Site(pair.clock, "c")
+    link = SimLink(pair.clock, pair.secondary, other)
+    fetch = Fetch(pair.secondary.group, link, other.group.journal.durable.lsn, lambda: None)
+    pair.clock.run_until(lambda: fetch.state is FetchState.LOST)
+    assert "another group" in fetch.reason
+
+
+def test_resync_without_knowledge_is_refused() -> None:
+    pair = make_pair(7)
+    pair.create()
+    pair.wait_pair()
+    site = pair.primary
+    with pytest.raises(ReplctlError):
+        resync_mirror(site.group, "nobody", site.group.journal.head.sequence, [], lambda begin, error: None)
