@@ -194,6 +194,7 @@ initiators = ["{self.target_name}.peer"]
 name = "group1"
 journal = "journal"
 journal_size = {self._journal_bytes}
+san_lun = 0
 
 [[group.volume]]
 name = "volume"

@@ -32,8 +32,13 @@ _MAGIC = b"LUNFILE1"
 class BlockClient(Protocol):
     """A logical unit as an initiator sees it; `target.iscsi.client.Client` is one."""
 
-    def capacity(self) -> tuple[int, int]:
-        """(number of blocks, bytes of a block)."""
+    @property
+    def block_count(self) -> int:
+        """Its size in blocks."""
+
+    @property
+    def block_size_bytes(self) -> int:
+        """512 or 4096."""
 
     def read(self, lba: int, blocks: int) -> bytes:
         """The content of `blocks` blocks from `lba` on."""
@@ -54,8 +59,8 @@ class LunFile:
 
     def __init__(self, client: BlockClient) -> None:
         self._client = client
-        blocks, self.block_bytes = client.capacity()
-        self._bytes_max = blocks * self.block_bytes - HEADER_BYTES
+        self.block_bytes = client.block_size_bytes
+        self._bytes_max = client.block_count * self.block_bytes - HEADER_BYTES
         self._first_block = HEADER_BYTES // self.block_bytes
         self._pending = bytearray()  # contiguous writes that have not left yet, from _pending_offset on
         self._pending_offset = 0

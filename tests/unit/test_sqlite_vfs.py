@@ -40,22 +40,23 @@ class MemoryUnit:
 
     name: str = "unit"
     log: list[Written] = field(default_factory=list)
-    block_bytes: int = BLOCK_BYTES
+    block_size_bytes: int = BLOCK_BYTES
     content: bytearray = field(default_factory=lambda: bytearray(UNIT_BYTES))
 
-    def capacity(self) -> tuple[int, int]:
-        return len(self.content) // self.block_bytes, self.block_bytes
+    @property
+    def block_count(self) -> int:
+        return len(self.content) // self.block_size_bytes
 
     def read(self, lba: int, blocks: int) -> bytes:
-        assert 0 <= lba <= lba + blocks <= len(self.content) // self.block_bytes
-        return bytes(self.content[lba * self.block_bytes : (lba + blocks) * self.block_bytes])
+        assert 0 <= lba <= lba + blocks <= self.block_count
+        return bytes(self.content[lba * self.block_size_bytes : (lba + blocks) * self.block_size_bytes])
 
     def write(self, lba: int, data: bytes) -> None:
         assert data
-        assert len(data) % self.block_bytes == 0
-        assert lba * self.block_bytes + len(data) <= len(self.content)
-        self.content[lba * self.block_bytes : lba * self.block_bytes + len(data)] = data
-        self.log.append(Written(self.name, lba * self.block_bytes, bytes(data)))
+        assert len(data) % self.block_size_bytes == 0
+        assert lba * self.block_size_bytes + len(data) <= len(self.content)
+        self.content[lba * self.block_size_bytes : lba * self.block_size_bytes + len(data)] = data
+        self.log.append(Written(self.name, lba * self.block_size_bytes, bytes(data)))
 
     def flush(self) -> None:
         self.log.append(Written(self.name, 0, None))
@@ -261,7 +262,7 @@ class TestLunFile:
         ),
     )
     def test_behaves_like_a_file(self, block_bytes: int, steps: list[tuple[str, int, bytes]]) -> None:
-        unit = MemoryUnit(block_bytes=block_bytes)
+        unit = MemoryUnit(block_size_bytes=block_bytes)
         unit.content[HEADER_BYTES:] = b"\xee" * (
             len(unit.content) - HEADER_BYTES
         )  # what somebody left behind
