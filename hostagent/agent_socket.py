@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hostagent.line_stream import LineStream
-from hostagent.lines import LineDecoder, Message, encode_line
-from hostagent.rpc import Handler, Params, Reply, Result, error_from_wire, serve, serve_one
+from hostagent.rpc import Handler, Params, Reply, Result, serve, serve_one
+from target.control.lines import LineDecoder, Message, encode_line
+from target.control.wire_error import error_from_wire
 from target.errors import OperatorError, PeerError
 
 ATTACH_OP = "peer.attach"

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from hostagent.lines import LineDecoder, Message, encode_line
+from target.control.lines import LineDecoder, Message, encode_line
 from target.errors import PeerError
 
 PING_INTERVAL_SECONDS = 1.0

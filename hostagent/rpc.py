@@ -21,21 +21,14 @@ from typing import Any, Protocol
 import msgspec
 
 from hostagent.line_stream import LineStream
-from hostagent.lines import Message
-from target.errors import ConflictError, IntegrityError, OperatorError, PeerError, ReplctlError
+from target.control.lines import Message
+from target.control.wire_error import WireError, error_to_wire
+from target.errors import PeerError, ReplctlError
 
 Params = dict[str, Any]
 Result = dict[str, Any]
 Done = Callable[[Result | None, ReplctlError | None], None]
 """Takes the result, or the error when there is no result."""
-
-_KINDS: dict[str, type[ReplctlError]] = {
-    "operator": OperatorError,
-    "peer": PeerError,
-    "integrity": IntegrityError,
-    "conflict": ConflictError,
-    "internal": ReplctlError,
-}
 
 _LAST_ANSWERS_SECONDS_MAX = 30.0
 
@@ -52,37 +45,13 @@ Handler = Callable[[str, str, Params, Reply], None]
 """(peer name, op or note, params, reply). May reply later; may raise a `ReplctlError` instead of replying."""
 
 
-class _WireError(msgspec.Struct):
-    kind: str
-    message: str
-    exit_code: int = 1
-    facts: Params = {}
-
-
 class _WireMessage(msgspec.Struct):
     id: int | None = None
     op: str | None = None
     note: str | None = None
     params: Params = {}
     result: Result | None = None
-    error: _WireError | None = None
-
-
-def error_to_wire(error: ReplctlError) -> Message:
-    """The `error` member of an answer."""
-    kind = next(kind for kind, cls in _KINDS.items() if isinstance(error, cls))
-    facts = error.facts if isinstance(error, ConflictError) else {}
-    return {"kind": kind, "message": str(error), "exit_code": error.exit_code, "facts": facts}
-
-
-def error_from_wire(error: object) -> ReplctlError:
-    """The exception that an `error` member stands for."""
-    return _exception(_convert(error, _WireError))
-
-
-def _exception(error: _WireError) -> ReplctlError:
-    cls = _KINDS.get(error.kind, ReplctlError)
-    return ConflictError(error.message, **error.facts) if cls is ConflictError else cls(error.message)
+    error: WireError | None = None
 
 
 class Caller:
@@ -121,7 +90,7 @@ class Caller:
         elif parsed.id is None or (parsed.result is None and parsed.error is None):
             raise PeerError(f"neither answer nor notification: {message!r:.200}")
         else:
-            self._settle(parsed.id, parsed.result, parsed.error and _exception(parsed.error))
+            self._settle(parsed.id, parsed.result, parsed.error and parsed.error.exception())
 
     def lost(self, reason: str) -> None:
         """The link went down: no answer will come."""

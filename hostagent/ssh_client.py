@@ -17,8 +17,8 @@ from pathlib import Path
 import paramiko
 
 from hostagent.line_stream import LineStream
-from hostagent.lines import Message
 from hostagent.ssh_keys import PARAMIKO_LOG, SUBSYSTEM, load_private_key, parse_public_key
+from target.control.lines import Message
 from target.control.site_file import Address
 from target.errors import OperatorError, PeerError
 

@@ -15,8 +15,8 @@ import threading
 
 from hostagent.agent_socket import ATTACH_OP, connect
 from hostagent.config import Config
-from hostagent.lines import LineDecoder, encode_line
-from hostagent.rpc import error_from_wire
+from target.control.lines import LineDecoder, encode_line
+from target.control.wire_error import error_from_wire
 from target.errors import OperatorError, PeerError
 
 _COPY_BYTES = 1 << 16

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from hostagent.line_stream import SILENCE_SECONDS_MAX, LineStream
-from hostagent.lines import Message
-from hostagent.rpc import Caller, Params, Reply, Result, error_from_wire, error_to_wire, serve
+from hostagent.rpc import Caller, Params, Reply, Result, serve
+from target.control.lines import Message
+from target.control.wire_error import error_from_wire, error_to_wire
 from target.errors import ConflictError, IntegrityError, OperatorError, PeerError, ReplctlError
 
 WAIT_SECONDS = 10.0

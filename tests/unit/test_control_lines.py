@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostagent.lines import LINE_BYTES_MAX, LineDecoder, encode_line
+from target.control.lines import LINE_BYTES_MAX, LineDecoder, encode_line
 from target.control.site_file import ByteSize, Name
 from target.errors import PeerError
 
