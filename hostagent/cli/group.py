@@ -1,0 +1,145 @@
+"""`replctl marker|group|verify|events`: what concerns a group as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from hostagent.cli.output import Json, say, show_json, show_table, show_tree
+from hostagent.cli.pair import Group
+from hostagent.cli.site import chosen_site
+from hostagent.cli.waiting import Status, Timeout, Wait, wait_for
+from target.errors import IntegrityError
+
+marker_app = typer.Typer(help="Named points in the order of a group's writes.", no_args_is_help=True)
+group_app = typer.Typer(help="Consistency groups.", no_args_is_help=True)
+
+
+@marker_app.command("create")
+def create_marker(
+    context: typer.Context,
+    group: Group,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    wait: Wait = False,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Set a marker behind everything written so far. --wait: until restored at every mirror in PAIR."""
+    site = chosen_site(context)
+    state = None
+    with site.connect() as client:
+        result = client.call("marker.create", {"group": site.group(group), "name": name})
+        sequence = int(result["sequence"])
+        if wait:
+            state = wait_for(
+                client, group, lambda status: _all_at(status, "restored", sequence),
+                f"restoring marker {name}", timeout,
+            )  # fmt: skip
+    if json:
+        show_json(result if state is None else {**result, "restored_at": _sites_in_pair(state)})
+        return
+    say(f"marker {name}: sequence {sequence}")
+    if state is not None:
+        sites = _sites_in_pair(state)
+        say(f"restored at {', '.join(sites)}" if sites else "no mirror is in PAIR: restored nowhere")
+
+
+@marker_app.command("list")
+def list_markers(context: typer.Context, group: Group, json: Json = False) -> None:
+    """The markers of GROUP that this site knows."""
+    site = chosen_site(context)
+    with site.connect() as client:
+        result = client.call("marker.list", {"group": site.group(group)})
+    if json:
+        show_json(result)
+        return
+    _show_rows(result.get("markers", []))
+
+
+@group_app.command("status")
+def group_status(context: typer.Context, group: Group, json: Json = False) -> None:
+    """Journal, volumes and roles of GROUP at this site."""
+    site = chosen_site(context)
+    with site.connect() as client:
+        result = client.call("group.status", {"group": site.group(group)})
+    if json:
+        show_json(result)
+    else:
+        show_tree(result)
+
+
+def verify(
+    context: typer.Context, group: Group, wait: Wait = False, timeout: Timeout = None, json: Json = False
+) -> None:
+    """Compare every mirror with this primary, block by block, while both are in use.
+
+    --wait: until compared; exit code 4 when something differed.
+    """
+    site = chosen_site(context)
+    state = None
+    with site.connect() as client:
+        result = client.call("verify", {"group": site.group(group)})
+        sequence = int(result["sequence"])
+        if wait:
+            state = wait_for(
+                client, group, lambda status: _all_at(status, "verified", sequence), "verifying", timeout
+            )
+    if state is None:
+        show_json(result) if json else say(f"verifying up to sequence {sequence}; see pair status {group}")
+        return
+    found = {
+        mirror["site"]: mirror.get("verify") for mirror in state["mirrors"] if mirror["status"] == "PAIR"
+    }
+    if json:
+        show_json({**result, "mirrors": found})
+    elif found:
+        columns = ("extents", "mismatches", "repaired")
+        show_table(
+            ["mirror", *columns],
+            [[name, *((counts or {}).get(column) for column in columns)] for name, counts in found.items()],
+        )
+    else:
+        say("no mirror is in PAIR: nothing was compared")
+    mismatches = sum(int((counts or {}).get("mismatches", 0)) for counts in found.values())
+    if mismatches:
+        raise IntegrityError(
+            f"{mismatches} extents differed between the sites; the numbers say how many were repaired"
+        )
+
+
+def events(
+    context: typer.Context,
+    group: Annotated[str | None, typer.Argument(metavar="GROUP")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    json: Json = False,
+) -> None:
+    """What happened at this site, newest last."""
+    site = chosen_site(context)
+    with site.connect() as client:
+        result = client.call(
+            "events", {"group": None if group is None else site.group(group), "limit": limit}
+        )
+    if json:
+        show_json(result)
+        return
+    _show_rows(result.get("events", []))
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if columns:
+        show_table(columns, [[row.get(column) for column in columns] for row in rows])
+
+
+def _sites_in_pair(status: Status) -> list[str]:
+    return [mirror["site"] for mirror in status["mirrors"] if mirror["status"] == "PAIR"]
+
+
+def _all_at(status: Status, position: str, sequence: int) -> bool:
+    """Every mirror in PAIR has reached a sequence number."""
+    return all(
+        (mirror["sequence"][position] or 0) >= sequence
+        for mirror in status["mirrors"]
+        if mirror["status"] == "PAIR"
+    )
