@@ -23,7 +23,7 @@ import pytest
 
 from hostagent.agent_socket import AgentSocketServer
 from hostagent.line_stream import SILENCE_SECONDS_MAX
-from hostagent.lines import Message
+from target.control.lines import Message
 from hostagent.rpc import Caller, Params, Reply, Result, serve
 from hostagent.ssh_client import PeerLink
 from hostagent.ssh_keys import generate_key, read_authorized_keys
