@@ -22,6 +22,7 @@ from scripts.demonstration.lun_file import BlockClient, LunFile, LunFull
 
 DATABASE_NAME = "database"
 _JOURNAL_NAME = DATABASE_NAME + "-journal"
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # https://www.sqlite.org/fileformat.html, 3
 
 
 class LunVfs(apsw.VFS):
@@ -30,6 +31,12 @@ class LunVfs(apsw.VFS):
     def __init__(self, name: str, database: BlockClient, journal: BlockClient) -> None:
         self._files = {DATABASE_NAME: LunFile(database), _JOURNAL_NAME: LunFile(journal)}
         super().__init__(name, base="")
+
+    @property
+    def journal_is_hot(self) -> bool:
+        """True if a transaction was under way when the copy ended: opening it will roll that one back."""
+        journal = self._files[_JOURNAL_NAME]
+        return journal.exists and journal.read(0, len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC
 
     def xFullPathname(self, name: str) -> str:
         return name
