@@ -149,7 +149,11 @@ class Background:
             self._fail(error or RuntimeError("restoring gave no result"))
             return
         self.applied, self.applied_sequence = result.position, result.sequence
-        if not self.following and self._overlay.frozen is not None and self.applied.lsn >= self._frozen_end.lsn:
+        if (
+            not self.following
+            and self._overlay.frozen is not None
+            and self.applied.lsn >= self._frozen_end.lsn
+        ):
             self._overlay.frozen = None
         self._on_restored(result)
         self.poke()

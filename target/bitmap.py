@@ -31,7 +31,8 @@ class DifferentialBitmap:
         self.extent_bytes = extent_bytes
         self._volumes = {volume.id: volume for volume in volumes}
         self._bits = {
-            volume.id: bytearray(volume.page_count * (BITS_PER_PAGE // 8)) for volume in self._volumes.values()
+            volume.id: bytearray(volume.page_count * (BITS_PER_PAGE // 8))
+            for volume in self._volumes.values()
         }
         self.dirty_pages: set[int] = set()
 
@@ -83,7 +84,10 @@ class DifferentialBitmap:
     @property
     def marked_bytes(self) -> int:
         """How much is to be copied at most."""
-        return sum(int.from_bytes(bits, "little").bit_count() for bits in self._bits.values()) * self.extent_bytes
+        return (
+            sum(int.from_bytes(bits, "little").bit_count() for bits in self._bits.values())
+            * self.extent_bytes
+        )
 
     def page_bits(self, page: int) -> bytes:
         """The 4032 bytes of a page, by its number within the slot."""
@@ -124,7 +128,9 @@ class BitmapStore:
         for page in range(self._superblock.bitmap_pages):
             best: tuple[int, bytes] | None = None
             for copy in (0, 1):
-                found = self._decode(self._device.pread(PAGE_BYTES, self._offset(slot, page, copy)), slot, page)
+                found = self._decode(
+                    self._device.pread(PAGE_BYTES, self._offset(slot, page, copy)), slot, page
+                )
                 if found is not None and (best is None or found[0] > best[0]):
                     best = found
             self._generations[slot, page] = best[0] if best else 0
@@ -139,7 +145,11 @@ class BitmapStore:
             generations = [
                 found[0]
                 for copy in (0, 1)
-                if (found := self._decode(self._device.pread(PAGE_BYTES, self._offset(slot, page, copy)), slot, page))
+                if (
+                    found := self._decode(
+                        self._device.pread(PAGE_BYTES, self._offset(slot, page, copy)), slot, page
+                    )
+                )
             ]
             self._generations[slot, page] = max(generations, default=0)
         return bitmap

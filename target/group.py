@@ -124,7 +124,7 @@ class ConsistencyGroup:
         Filling(scheduler, self.journal, f"commit:{self.name}", self._filled).start()
         self.write_path.commit(urgent=True)
         self.background.poke()
-        self._resume_copies()
+        self.resume_copies()
         scheduler.call_later(HEARTBEAT_SECONDS, self._heartbeat)
 
     def _make_mirrors(self) -> Mirrors:
@@ -383,10 +383,11 @@ class ConsistencyGroup:
         if copy is not None:
             copy.stop()
 
-    def _resume_copies(self) -> None:
+    def resume_copies(self) -> None:
+        """Go on with base copies that a restart, or a takeover that did not happen, interrupted."""
         if self.role is Role.PRIMARY and self.access is not Access.FAILED:
             for mirror in self.mirrors.table.values():
-                if copies(mirror):
+                if copies(mirror) and mirror.name not in self.base_copies:
                     self.start_copy(mirror)
 
     def suspend(self, mirror: Mirror, state: MirrorState, reason: str) -> None:

@@ -44,7 +44,9 @@ class History:
     consistent: bool
 
 
-def wait_until(group: ConsistencyGroup, reached: Callable[[], bool], nudge: Callable[[], None], done: Done) -> None:
+def wait_until(
+    group: ConsistencyGroup, reached: Callable[[], bool], nudge: Callable[[], None], done: Done
+) -> None:
     """Nudge until the state is reached, then `done(None)`; `done(IntegrityError)` when the group fails meanwhile."""
 
     def look() -> None:
@@ -117,16 +119,18 @@ def promote(
         done(IntegrityError(f"group {group.name!r} is damaged: {group.reason}"))
         return
     if epoch <= superblock.epoch and superblock.epochs:
-        done(OperatorError(f"group {group.name!r} is in epoch {superblock.epoch} already: {epoch} is not newer"))
+        done(
+            OperatorError(
+                f"group {group.name!r} is in epoch {superblock.epoch} already: {epoch} is not newer"
+            )
+        )
         return
     journal, background = group.journal, group.background
 
     def paused() -> None:
         start, end, reader = background.applied, journal.head, journal.reader()
         place, group_id = journal.place, superblock.group_id
-        group.scheduler.submit(
-            group.lane, lambda: unapplied(reader, start, end, group_id, place), indexed
-        )
+        group.scheduler.submit(group.lane, lambda: unapplied(reader, start, end, group_id, place), indexed)
 
     def indexed(generation: Generation | None, error: Exception | None) -> None:
         if generation is None:
@@ -174,7 +178,9 @@ def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int) -> None:
     flags = (superblock.flags | Flag.CONSISTENT) & ~(Flag.PROMISED | Flag.SUPERSEDED)
     journal.change_superblock(role=Role.PRIMARY, flags=flags, primary="")
     if not group.write_path.append_now([NewRecord(RecordType.EPOCH, 0, 0, 0, 0, start.encode())]):
-        raise OperatorError(f"the journal of group {group.name!r} has no room for the record that begins an epoch")
+        raise OperatorError(
+            f"the journal of group {group.name!r} has no room for the record that begins an epoch"
+        )
 
 
 def unapplied(

@@ -189,7 +189,9 @@ class Mirrors:
                 if mirror.entry.received >= to.sequence:
                     continue
                 if extents is None:
-                    _log.error("what is discarded cannot be read (%s): all of %s is marked", error, mirror.name)
+                    _log.error(
+                        "what is discarded cannot be read (%s): all of %s is marked", error, mirror.name
+                    )
                     mirror.bitmap.mark_all()
                 else:
                     for volume, offset, length in extents:
@@ -199,9 +201,7 @@ class Mirrors:
                 journal.move_tail(to)
             self._on_tail_moved()
 
-        self._scheduler.submit(
-            self._lane, lambda: changed_extents(reader, start, to, group_id), collected
-        )
+        self._scheduler.submit(self._lane, lambda: changed_extents(reader, start, to, group_id), collected)
 
     def reaches(self, mirror: Mirror) -> Position | None:
         """Where a mirror goes on if the journal still has all it lacks; None when part of it was discarded."""

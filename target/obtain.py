@@ -93,7 +93,11 @@ class WritePath:
     def append_now(self, records: list[NewRecord]) -> bool:
         """Append records of our own, behind everything obtained so far. False: no space now, nothing was done."""
         self.end_turn()
-        if self._held or self.failed or not self._journal.fits(len(records), sum(len(r.data) for r in records)):
+        if (
+            self._held
+            or self.failed
+            or not self._journal.fits(len(records), sum(len(r.data) for r in records))
+        ):
             return False
         self._append([Entry(record, None, False) for record in records])
         return not self.failed
@@ -130,7 +134,9 @@ class WritePath:
             try:
                 places = journal.append(records, self._scheduler.wall_ns())
             except OSError as error:
-                _log.error("the journal could not be written, %d writes were refused: %s", len(records), error)
+                _log.error(
+                    "the journal could not be written, %d writes were refused: %s", len(records), error
+                )
                 _fail(entries)
                 return
             put = self._overlay.current.put

@@ -82,7 +82,9 @@ def check_shapes(
             )
 
 
-def with_volume_sizes(shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]) -> tuple[VolumeShape, ...]:
+def with_volume_sizes(
+    shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]
+) -> tuple[VolumeShape, ...]:
     """Shapes of block devices take their size from the device when the configuration gives none (0)."""
     return tuple(
         replace(shape, size_bytes=devices[shape.name].size_bytes) if not shape.size_bytes else shape

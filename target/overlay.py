@@ -103,9 +103,7 @@ def _visible(parts: Partial) -> Partial:
     sectors: list[int | None] = [None] * (GRANULE_BYTES // 512)
     for part in parts:
         for sector in range(part.start // 512, part.stop // 512):
-            sectors[sector] = (
-                ZERO if part.position == ZERO else part.position + sector * 512 - part.start
-            )
+            sectors[sector] = ZERO if part.position == ZERO else part.position + sector * 512 - part.start
     runs: list[Fragment] = []
     for sector, position in enumerate(sectors):
         if position is None:

@@ -80,9 +80,7 @@ class Reading:
                     layers.append(granules)
         return layers
 
-    def _read_now(
-        self, volume: int, layers: list[Granules], offset: int, length: int
-    ) -> Buffer | None:
+    def _read_now(self, volume: int, layers: list[Granules], offset: int, length: int) -> Buffer | None:
         device, journal = self._volumes[volume], self._journal.device
         pieces = plan_read(layers, offset, length)
         if len(pieces) == 1:

@@ -89,7 +89,11 @@ def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDev
         if batch.held_bytes >= STRETCH_BYTES_MAX or result.sequence >= stretch.limit:
             break
     result.bytes_written += batch.write()
-    if result.sequence == stretch.done and stretch.limit > stretch.done and stretch.start.lsn < stretch.end_lsn:
+    if (
+        result.sequence == stretch.done
+        and stretch.limit > stretch.done
+        and stretch.start.lsn < stretch.end_lsn
+    ):
         raise IntegrityError(
             f"the journal behind record {result.sequence} was durable and cannot be read any more "
             f"(LSN {result.position.lsn}): restoring stopped there; resync the pair or restore the journal volume"
@@ -193,7 +197,8 @@ def _write_volume(device: BlockDevice, granules: Granules, whole: memoryview) ->
     run: list[memoryview] = []
     run_offset = run_end = zero_offset = zero_end = 0
     parts: list[tuple[int, int]] = []
-    for granule, value in sorted((g, v) for g, v in granules.items() if isinstance(v, int)):
+    whole_granules = sorted((granule, place) for granule, place in granules.items() if isinstance(place, int))
+    for granule, value in whole_granules:
         offset = granule * GRANULE_BYTES
         if value == ZERO:
             if offset == zero_end:
@@ -221,10 +226,10 @@ def _write_volume(device: BlockDevice, granules: Granules, whole: memoryview) ->
         device.pwritev(run, run_offset)
     if zero_end:
         device.punch(zero_offset, zero_end - zero_offset)
-    for granule, value in granules.items():
-        if isinstance(value, int):
+    for granule, parts_of in granules.items():
+        if isinstance(parts_of, int):
             continue
-        for part in value:
+        for part in parts_of:
             offset = granule * GRANULE_BYTES + part.start
             length = part.stop - part.start
             if part.position == ZERO:

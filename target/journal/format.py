@@ -45,20 +45,22 @@ class VolumeShape:
     block_size_bytes: int
 
 
-def format_journal(
-    device: BlockDevice, group_id: bytes, volumes: Sequence[VolumeShape]
-) -> Superblock:
+def format_journal(device: BlockDevice, group_id: bytes, volumes: Sequence[VolumeShape]) -> Superblock:
     """Write both superblocks of a new journal volume and make them durable.
 
     Raises OperatorError when the device is too small or there are too many volumes.
     """
     if len(volumes) > VOLUMES_MAX:
-        raise OperatorError(f"a consistency group has {VOLUMES_MAX} volumes at most, this one has {len(volumes)}")
+        raise OperatorError(
+            f"a consistency group has {VOLUMES_MAX} volumes at most, this one has {len(volumes)}"
+        )
     entries = []
     page = 0
     for number, volume in enumerate(volumes, start=1):
         pages = max(1, -(-volume.size_bytes // (BITS_PER_PAGE * EXTENT_BYTES)))
-        entries.append(VolumeEntry(number, volume.name, volume.size_bytes, volume.block_size_bytes, page, pages))
+        entries.append(
+            VolumeEntry(number, volume.name, volume.size_bytes, volume.block_size_bytes, page, pages)
+        )
         page += pages
     bitmap_offset = COPIES * SUPERBLOCK_BYTES
     ring_offset = bitmap_offset + BITMAP_SLOTS * page * 2 * PAGE_BYTES
@@ -109,9 +111,7 @@ class Opened:
     markers: list[tuple[SequenceNumber, Marker]]
 
 
-def open_journal(
-    device: BlockDevice, superblock: Superblock, on_unapplied: Callable[[Pack], None]
-) -> Opened:
+def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Callable[[Pack], None]) -> Opened:
     """Recover: walk from the tail to the end, cut a torn tail, make the rest durable.
 
     `on_unapplied` sees each pack at or above the checkpoint. With a corruption the journal ends in front of it.
@@ -161,7 +161,9 @@ def filled_bytes(device: BlockDevice, superblock: Superblock) -> int:
 class Filling:
     """Writes a new ring out, 8 MiB at a time, on the lane of its journal; `on_progress` after each."""
 
-    def __init__(self, scheduler: Scheduler, journal: Journal, lane: str, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, journal: Journal, lane: str, on_progress: Callable[[], None]
+    ) -> None:
         self._scheduler = scheduler
         self._journal = journal
         self._lane = lane
@@ -185,7 +187,9 @@ class Filling:
 
     def _filled(self, length: int | None, error: Exception | None) -> None:
         if error is not None or length is None:
-            self._journal.filled_bytes = self._journal.superblock.ring_bytes  # the append will meet the error itself
+            self._journal.filled_bytes = (
+                self._journal.superblock.ring_bytes
+            )  # the append will meet the error itself
         else:
             self._journal.filled_bytes += length
         self._on_progress()

@@ -290,7 +290,11 @@ class Journal:
         self.head = self.durable = position
         self.free_tail_lsn = lsn
         self.change_superblock(
-            tail=position, checkpoint_lsn=lsn, checkpoint_sequence=sequence, durable_lsn=lsn, durable_sequence=sequence
+            tail=position,
+            checkpoint_lsn=lsn,
+            checkpoint_sequence=sequence,
+            durable_lsn=lsn,
+            durable_sequence=sequence,
         )
 
 

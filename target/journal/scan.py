@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from target.blockdev import BlockDevice
-from target.journal.recovery import Decision, decide
 from target.journal.record import (
     BLOCK_BYTES,
     PACK_DATA_BYTES_MAX,
@@ -22,6 +21,7 @@ from target.journal.record import (
     check_data,
     decode_header,
 )
+from target.journal.recovery import Decision, decide
 from target.journal.superblock import Position, Superblock
 
 UNDURABLE_BYTES_MAX = 64 << 20
@@ -73,9 +73,7 @@ class RingReader:
         return self._window[start : start + length]
 
 
-def walk(
-    reader: RingReader, start: Position, end_lsn: int, group_id: bytes
-) -> Iterator[Pack]:
+def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> Iterator[Pack]:
     """The packs of [start, end_lsn), which are known to be there; stops early where one is not right.
 
     Checks header, place, chain and data. The caller compares where it ended with where it should have.
@@ -138,7 +136,9 @@ class Recovery:
                 continue
             chain_ok = header is not None and header.previous_digest == position.digest
             data_ok = header is not None and header_ok and self._data_ok(header, position)
-            decision = decide(header_ok=header_ok, chain_ok=chain_ok, data_ok=data_ok, proven=self._proven(position))
+            decision = decide(
+                header_ok=header_ok, chain_ok=chain_ok, data_ok=data_ok, proven=self._proven(position)
+            )
             if decision is Decision.ACCEPT and header is not None:
                 result.proven_lsn = max(result.proven_lsn, header.durable_lsn)
                 result.head = behind(header)

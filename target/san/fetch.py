@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from target.errors import IntegrityError
@@ -33,9 +34,7 @@ class JournalSource(Protocol):
     def open(self, on_up: Callable[[], None], on_down: Callable[[str], None]) -> None:
         """Connect; `on_up` once, then `on_down` once when it is lost or could not be reached."""
 
-    def read(
-        self, offset: int, length: int, done: Callable[[Buffer | None, Exception | None], None]
-    ) -> None:
+    def read(self, offset: int, length: int, done: Callable[[Buffer | None, Exception | None], None]) -> None:
         """Read bytes of the LUN. Never answered after `close`."""
 
     def close(self) -> None:
@@ -132,7 +131,7 @@ class Fetch:
             self._source.read(
                 self._peer.ring_offset + read.lsn % ring,
                 length,
-                lambda data, error, read=read: self._arrived(read, data, error),
+                partial(self._arrived, read),
             )
 
     def _arrived(self, read: _Read, data: Buffer | None, error: Exception | None) -> None:

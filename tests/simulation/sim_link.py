@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from target.volume import Buffer
 from tests.simulation.sim_scheduler import SimClock
 from tests.simulation.site import Site
-
-from target.volume import Buffer
 
 
 class SimLink:
@@ -37,9 +36,7 @@ class SimLink:
         if self._on_down is not None:
             self._on_down(reason)
 
-    def read(
-        self, offset: int, length: int, done: Callable[[Buffer | None, Exception | None], None]
-    ) -> None:
+    def read(self, offset: int, length: int, done: Callable[[Buffer | None, Exception | None], None]) -> None:
         def arrive() -> None:
             done(self.primary.journal_disk.pread(length, offset), None)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tests.simulation.sim_disk import SimDisk
-from tests.simulation.sim_scheduler import SimClock, SimScheduler
-
 from target.group import ConsistencyGroup, GroupSettings, GroupVolume
 from target.journal.format import VolumeShape
 from target.open_group import open_group
 from target.volume import Buffer, VolumeError
+from tests.simulation.sim_disk import SimDisk
+from tests.simulation.sim_scheduler import SimClock, SimScheduler
 
 MIB = 1 << 20
 
@@ -46,7 +45,8 @@ class Site:
         self.clock = clock
         self.name = name
         self.shapes = tuple(
-            VolumeShape(volume, size, 512) for volume, size in (volumes or {"data": 4 * MIB, "log": MIB}).items()
+            VolumeShape(volume, size, 512)
+            for volume, size in (volumes or {"data": 4 * MIB, "log": MIB}).items()
         )
         self.disks = {shape.name: SimDisk(shape.size_bytes) for shape in self.shapes}
         self.journal_disk = SimDisk(journal_bytes)
@@ -63,7 +63,8 @@ class Site:
             self.disks,
         )
         self.volumes = {
-            entry.name: GroupVolume(self.group, entry, f"{self.name}-{entry.name}") for entry in self.group.volumes
+            entry.name: GroupVolume(self.group, entry, f"{self.name}-{entry.name}")
+            for entry in self.group.volumes
         }
 
     def kill(self) -> None:

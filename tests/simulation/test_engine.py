@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.simulation.sim_scheduler import SimClock
-from tests.simulation.site import MIB, Site
 
 from target.group import Access
+from tests.simulation.sim_scheduler import SimClock
+from tests.simulation.site import MIB, Site
 
 
 def test_a_read_sees_the_write_before_it_was_applied() -> None:

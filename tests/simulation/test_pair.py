@@ -6,9 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.simulation.sim_link import SimLink
-from tests.simulation.sim_scheduler import SimClock
-from tests.simulation.site import MIB, Site
 
 from target.errors import ReplctlError
 from target.group import Access
@@ -16,6 +13,9 @@ from target.histories import History, changed_since, export_since, follow, promo
 from target.journal.superblock import MirrorState, Role
 from target.pairing import Begin, add_mirror, resync_mirror
 from target.san.fetch import Fetch, FetchState
+from tests.simulation.sim_link import SimLink
+from tests.simulation.sim_scheduler import SimClock
+from tests.simulation.site import MIB, Site
 
 
 class Pair:
@@ -40,7 +40,10 @@ class Pair:
         if mirror is not None:
             background = secondary.background
             primary.report_mirror(
-                mirror, secondary.journal.durable.sequence, background.applied_sequence, secondary.verified_sequence
+                mirror,
+                secondary.journal.durable.sequence,
+                background.applied_sequence,
+                secondary.verified_sequence,
             )
 
     def connect(self) -> None:
@@ -108,7 +111,9 @@ class Pair:
 
     def wait_level(self) -> None:
         self.clock.run_until(
-            lambda: self.secondary.group.background.applied_sequence >= self.primary.group.journal.head.sequence
+            lambda: (
+                self.secondary.group.background.applied_sequence >= self.primary.group.journal.head.sequence
+            )
         )
 
     def assert_equal(self) -> None:
@@ -118,7 +123,9 @@ class Pair:
 
 def make_pair(seed: int = 0, journal_bytes: int = 48 * MIB) -> Pair:
     clock = SimClock(seed)
-    return Pair(clock, Site(clock, "a", journal_bytes=journal_bytes), Site(clock, "b", journal_bytes=journal_bytes))
+    return Pair(
+        clock, Site(clock, "a", journal_bytes=journal_bytes), Site(clock, "b", journal_bytes=journal_bytes)
+    )
 
 
 def write_some(site: Site, rng: random.Random, count: int) -> None:

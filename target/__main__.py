@@ -1,0 +1,86 @@
+"""The daemon of a storage subsystem: `python -m target --config site.toml`, or `replctl-target`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from target.config import load_config
+from target.errors import ReplctlError
+from target.group import Access
+from target.loop import Loop
+from target.subsystem import Subsystem
+
+_log = logging.getLogger("target")
+
+_SETTLE_SECONDS_MAX = 20.0
+_SWITCH_INTERVAL_SECONDS = 0.0005
+"""The loop thread must not wait 5 ms for a worker that holds the interpreter."""
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; then bring everything to the data volumes and end."""
+    parser = argparse.ArgumentParser(prog="replctl-target", description="The storage subsystem of one site.")
+    parser.add_argument("--config", type=Path, required=True, help="the site's site.toml")
+    parser.add_argument("--verbose", action="store_true", help="log everything")
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    try:
+        config = load_config(arguments.config)
+        loop = Loop()
+        subsystem = Subsystem(loop, config)
+    except ReplctlError as error:
+        print(f"replctl-target: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    _run(loop, subsystem)
+
+
+def _run(loop: Loop, subsystem: Subsystem) -> None:
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            loop.call_from_thread(begin_stop)
+
+    def begin_stop() -> None:
+        _log.info("stopping: what is in the journal goes to the data volumes")
+        subsystem.close()
+        deadline = loop.monotonic() + _SETTLE_SECONDS_MAX
+
+        def look() -> None:
+            if subsystem.settled or loop.monotonic() > deadline:
+                loop.stop()
+            else:
+                subsystem.settle()
+                loop.call_later(0.01, look)
+
+        look()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    for group in subsystem.groups.values():
+        _log.info(
+            "group %s: %s, %s%s",
+            group.name,
+            group.role.name.lower(),
+            group.access.name.lower(),
+            f" ({group.reason})" if group.access is not Access.SERVE else "",
+        )
+    try:
+        loop.run()
+    finally:
+        loop.close()
+    _log.info("stopped%s", "" if subsystem.settled else ", with journal left to apply at the next start")
+
+
+if __name__ == "__main__":
+    main()

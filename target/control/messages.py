@@ -1,0 +1,268 @@
+"""What goes over the control socket: parameters of the operations, and the state of a group. Types only.
+
+Requests, answers and notifications have the form of `target.control.lines`. The state is level, not edges: after every change the subscriber
+gets the whole `GroupState` of that group (note "group"), so a lost or repeated one does no harm. Digests and ids are hexadecimal.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+Extents = list[tuple[int, int, int]]
+"""(volume id, offset, length), bytes."""
+
+
+class CopyProgress(msgspec.Struct, frozen=True):
+    """How far a base copy, a resync or a verify pass is."""
+
+    phase: str
+    done_bytes: int
+    total_bytes: int
+
+
+class EpochState(msgspec.Struct, frozen=True):
+    """One entry of the history."""
+
+    epoch: int
+    reign: int
+    parent_epoch: int
+    parent_reign: int
+    fork_sequence: int
+    fork_digest: str
+    time_ns: int
+
+
+class MarkerState(msgspec.Struct, frozen=True):
+    """A point of the sequence with a name (heartbeats have none)."""
+
+    sequence: int
+    time_ns: int
+    name: str
+    kind: str = ""
+
+
+class MirrorStatus(msgspec.Struct, frozen=True):
+    """A mirror as the primary's journal knows it. `lag_seconds`: None when nothing restored is known to be consistent."""
+
+    name: str
+    state: str
+    received: int
+    restored: int
+    verified: int
+    marked_bytes: int
+    lag_seconds: float | None
+    journal_reaches: bool
+    copy: CopyProgress | None
+    reason: str
+
+
+class FetchStatus(msgspec.Struct, frozen=True):
+    """The transfer over the SAN link, at the secondary. `state`: connecting, reading, down, lost."""
+
+    state: str
+    reason: str
+    bytes_read: int
+
+
+class VerifyStatus(msgspec.Struct, frozen=True):
+    """At the primary: how far a pass has been appended. `last_sequence`: its last record, when it was."""
+
+    running: bool
+    extents_done: int
+    extents_total: int
+    last_sequence: int | None
+
+
+class VolumeStatus(msgspec.Struct, frozen=True):
+    """A volume of a group."""
+
+    id: int
+    name: str
+    size_bytes: int
+    block_size_bytes: int
+
+
+class GroupState(msgspec.Struct, frozen=True):
+    """Everything about a group that is not data."""
+
+    name: str
+    group_id: str
+    role: str
+    access: str
+    reason: str
+    primary: str
+    promised: bool
+    superseded: bool
+    consistent: bool
+    epoch: int
+    reign: int
+    epochs: list[EpochState]
+    latest: int
+    durable: int
+    durable_lsn: int
+    tail: int
+    restored: int
+    verified: int
+    verified_extents: int
+    mismatches: Extents
+    restored_marker: MarkerState
+    journal_used_percent: int
+    journal_filled_percent: int
+    volumes: list[VolumeStatus]
+    mirrors: list[MirrorStatus]
+    fetch: FetchStatus | None
+    verify: VerifyStatus | None
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class OfGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A group by name."""
+
+    group: str
+
+
+class OfMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mirror of a group, by the name of its site."""
+
+    group: str
+    mirror: str
+
+
+class SetAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`access`: serve, hold or read_only. With `superseded`, that fact is kept over restarts; serve clears promise and supersession."""
+
+    group: str
+    access: str
+    reason: str
+    superseded: bool = False
+
+
+class AddMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`reign` names the epoch that begins if the group was simplex."""
+
+    group: str
+    mirror: str
+    reign: int
+
+
+class SuspendMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`state`: split or error."""
+
+    group: str
+    mirror: str
+    state: str
+    reason: str
+
+
+class ReportMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a mirror says it is; the journal is released up to `received`."""
+
+    group: str
+    mirror: str
+    received: int
+    restored: int
+    verified: int
+
+
+class ResyncMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The secondary shares the history up to `common` and wrote `extents` on its own."""
+
+    group: str
+    mirror: str
+    common: int
+    extents: Extents
+
+
+class MarkMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Copy these extents again."""
+
+    group: str
+    mirror: str
+    extents: Extents
+
+
+class CreateMarker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A marker with a name."""
+
+    group: str
+    name: str
+
+
+class AtSequence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A boundary, by the sequence number of the last record before it."""
+
+    group: str
+    sequence: int
+
+
+class ChangedSince(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was written behind `sequence`; `peer` is the mirror whose bitmap knows what the ring forgot."""
+
+    group: str
+    sequence: int
+    peer: str
+
+
+class ExportSince(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Write the packs behind `sequence` to a file of the subsystem's host."""
+
+    group: str
+    sequence: int
+    path: str
+
+
+class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Become a secondary of `primary`, from a boundary of its history on."""
+
+    group: str
+    primary: str
+    group_id: str
+    epochs: list[EpochState]
+    sequence: int
+    digest: str
+    consistent: bool
+
+
+class PromotedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site that may follow the new primary, with what it is known to have."""
+
+    name: str
+    state: str
+    received: int
+
+
+class Promote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Begin an epoch and serve."""
+
+    group: str
+    epoch: int
+    reign: int
+    mirrors: list[PromotedMirror]
+
+
+class StartFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Read the peer's journal LUN from `lsn` (the peer's) on, up to `durable_lsn`."""
+
+    group: str
+    portal: str
+    target: str
+    lun: int
+    lsn: int
+    durable_lsn: int
+
+
+class AdvanceFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The peer's journal is durable up to here."""
+
+    group: str
+    durable_lsn: int
+
+
+class RestoreTo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last record to restore; None: all that is received."""
+
+    group: str
+    sequence: int | None

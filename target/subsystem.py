@@ -1,0 +1,219 @@
+"""One storage subsystem: groups, front end, SAN portal, transfers and the control socket, put together from `site.toml`.
+
+The only module that knows all the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from target.blockdev import FileDevice
+from target.config import Config, GroupTable
+from target.control.lines import Message
+from target.control.operations import Operations
+from target.control.server import ControlServer
+from target.control.state import group_state
+from target.device_volume import ReadOnlyVolume
+from target.errors import OperatorError
+from target.group import Access, ConsistencyGroup, GroupSettings, GroupVolume
+from target.iscsi.chap import ChapCredentials
+from target.iscsi.node import TargetNode
+from target.iscsi.portal import Portal
+from target.journal.format import VolumeShape
+from target.journal.record import Lsn
+from target.loop import Loop
+from target.open_group import open_group
+from target.san.fetch import Fetch
+from target.san.source import IscsiSource
+from target.scsi.device_server import Device
+from target.scsi.logical_unit import LogicalUnit
+
+_log = logging.getLogger(__name__)
+
+
+class Subsystem:
+    """Opens everything in its constructor; raises ReplctlError when something does not fit."""
+
+    def __init__(self, loop: Loop, config: Config) -> None:
+        self.loop = loop
+        self.config = config
+        self.groups: dict[str, ConsistencyGroup] = {}
+        self.fetches: dict[str, Fetch] = {}
+        self._devices: list[FileDevice] = []
+        front: dict[int, LogicalUnit] = {}
+        san: dict[int, LogicalUnit] = {}
+        for table in config.groups:
+            self._open_group(table, front, san)
+        self._portals = [
+            self._listen(config.target.iscsi.portals, self._front_node(front)),
+            self._listen([config.target.san.portal], self._san_node(san)),
+        ]
+        self._control = ControlServer(
+            loop, config.target.control_socket, Operations(self).handle, self._greeting
+        )
+        for group in self.groups.values():
+            group.listen(self._notifier(group))
+
+    # -- groups --
+
+    def _open_group(
+        self, table: GroupTable, front: dict[int, LogicalUnit], san: dict[int, LogicalUnit]
+    ) -> None:
+        name = str(table.name)
+        site = str(self.config.site.name)
+        journal = self._device(table, "journal", table.journal, int(table.journal_size))
+        devices = {}
+        shapes = []
+        for volume in table.volumes:
+            size = None if volume.size is None else int(volume.size)
+            device = self._device(table, str(volume.name), volume.path, size)
+            devices[str(volume.name)] = device
+            shapes.append(VolumeShape(str(volume.name), size or device.size_bytes, volume.block_size))
+        settings = GroupSettings(
+            name,
+            site=site,
+            commit_interval_seconds=table.commit_interval_ms / 1000,
+            throttle=table.throttle,
+        )
+        group = open_group(self.loop, settings, journal, tuple(shapes), devices)
+        self.groups[name] = group
+        entries = {entry.name: entry for entry in group.volumes}
+        for volume in table.volumes:
+            served = GroupVolume(group, entries[str(volume.name)], serial_of(site, name, str(volume.name)))
+            front[volume.lun] = LogicalUnit(served)
+        journal_volume = ReadOnlyVolume(
+            journal, self.loop, name=f"{name}.journal", serial=serial_of(site, name, "journal")
+        )
+        san[table.san_lun] = LogicalUnit(journal_volume)
+
+    def _device(self, table: GroupTable, what: str, path: Path, size: int | None) -> FileDevice:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            device = FileDevice(path, create_bytes=size)
+        except OSError as error:
+            raise OperatorError(
+                f"group {table.name!s}: {what} at {path} cannot be opened: {error.strerror or error}"
+            ) from None
+        self._devices.append(device)
+        return device
+
+    def group(self, name: str) -> ConsistencyGroup:
+        """A group by name; OperatorError when there is none."""
+        group = self.groups.get(name)
+        if group is None:
+            known = ", ".join(sorted(self.groups)) or "none"
+            raise OperatorError(f"there is no group {name!r} here; the groups: {known}")
+        return group
+
+    # -- front ends --
+
+    def _front_node(self, units: dict[int, LogicalUnit]) -> TargetNode:
+        table = self.config.target.iscsi
+        chap = None
+        if table.chap is not None:
+            mutual = table.chap.mutual_secret
+            chap = ChapCredentials(
+                table.chap.user,
+                table.chap.secret.value,
+                table.chap.mutual_user,
+                None if mutual is None else mutual.value,
+            )
+        return TargetNode(
+            str(table.name),
+            Device(units),
+            [str(portal) for portal in table.portals],
+            frozenset(str(name) for name in table.initiators),
+            chap,
+        )
+
+    def _san_node(self, units: dict[int, LogicalUnit]) -> TargetNode:
+        """The journal LUNs, for peers alone: with no peer named, nobody comes in."""
+        table = self.config.target.san
+        peers = frozenset(str(name) for name in table.initiators) or frozenset((_NOBODY,))
+        return TargetNode(str(table.name), Device(units), [str(table.portal)], peers)
+
+    def _listen(self, addresses: Sequence[str], node: TargetNode) -> Portal:
+        portal = Portal(self.loop, [node])
+        for address in addresses:
+            try:
+                portal.listen(str(address))
+            except OSError as error:
+                raise OperatorError(
+                    f"portal {address}: cannot listen: {error.strerror or error}; is another subsystem running?"
+                ) from None
+        return portal
+
+    # -- transfers --
+
+    def start_fetch(self, group: ConsistencyGroup, portal: str, target: str, lun: int, lsn: int) -> Fetch:
+        """Read a peer's journal from here on; a fetch that runs for this group is replaced."""
+        self.stop_fetch(group)
+        source = IscsiSource(self.loop, portal, target, lun, str(self.config.target.san.initiator_name))
+        fetch = Fetch(group, source, Lsn(lsn), group.changed)
+        self.fetches[group.name] = fetch
+        group.changed()
+        return fetch
+
+    def stop_fetch(self, group: ConsistencyGroup) -> None:
+        fetch = self.fetches.pop(group.name, None)
+        if fetch is not None:
+            fetch.close()
+            group.changed()
+
+    # -- what the copy manager is told --
+
+    def _notifier(self, group: ConsistencyGroup) -> Callable[[], None]:
+        return lambda: self._control.notify(self._note(group))
+
+    def _note(self, group: ConsistencyGroup) -> Message:
+        return {"note": "group", "params": group_state(group, self.fetches.get(group.name))}
+
+    def _greeting(self) -> list[Message]:
+        return [self._note(group) for group in self.groups.values()]
+
+    # -- the end --
+
+    def close(self) -> None:
+        """Stop taking commands; what was acknowledged is in the journal and found again."""
+        for portal in self._portals:
+            portal.close()
+        self._control.close()
+        for group in list(self.groups.values()):
+            self.stop_fetch(group)
+
+    @property
+    def settled(self) -> bool:
+        """Everything is durable and on the data volumes: they can be used without this software now."""
+        return all(
+            group.access is Access.FAILED
+            or (
+                group.journal.durable.lsn == group.journal.head.lsn
+                and group.journal.superblock.checkpoint_sequence == group.background.applied_sequence
+                and (
+                    group.background.following
+                    or group.background.applied_sequence == group.journal.head.sequence
+                )
+                and group.background.idle
+                and not group.write_path.committing
+                and not group.journal.commit_needed
+            )
+            for group in self.groups.values()
+        )
+
+    def settle(self) -> None:
+        """One nudge towards `settled`."""
+        for group in self.groups.values():
+            group.write_path.end_turn()
+            group.write_path.commit(urgent=True)
+            group.background.make_space()
+
+
+_NOBODY = "iqn.2026-01.org.replctl:nobody"
+
+
+def serial_of(site: str, group: str, volume: str) -> str:
+    """A serial number that is the same after every restart, and different for every volume of every site."""
+    return hashlib.sha256(f"{site}/{group}/{volume}".encode()).hexdigest()[:16]
