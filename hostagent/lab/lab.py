@@ -169,9 +169,8 @@ class Lab:
             pids = {daemon: self._daemons[site.name, daemon].pid() for daemon in DAEMONS}
             sites[site.name] = {"pids": pids, "ready": self._is_ready(site.name)}
         links = {}
-        if self._wire.pid() is not None:
-            with AgentClient(self.files.wire_socket) as client:
-                links = client.call("status", {})["links"]
+        with contextlib.suppress(PeerError), AgentClient(self.files.wire_socket) as client:
+            links = client.call("status", {})["links"]
         return {
             "dir": str(self.files.directory),
             "sites": sites,

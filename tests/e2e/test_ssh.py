@@ -23,11 +23,11 @@ import pytest
 
 from hostagent.agent_socket import AgentSocketServer
 from hostagent.line_stream import SILENCE_SECONDS_MAX
-from target.control.lines import Message
 from hostagent.rpc import Caller, Params, Reply, Result, serve
 from hostagent.ssh_client import PeerLink
 from hostagent.ssh_keys import generate_key, read_authorized_keys
 from hostagent.ssh_server import SshServer
+from target.control.lines import Message
 from target.control.site_file import Address
 from target.errors import OperatorError, ReplctlError
 
