@@ -84,7 +84,7 @@ class AsyncClient:
     # Connecting
 
     def connect(self, on_up: Callable[[], None], on_down: Callable[[PeerError], None]) -> None:
-        """Connect and log in, then `on_up()`; if that fails, or when the session ends, `on_down(why)`, once."""
+        """Connect and log in, then `on_up()`; if it fails, or when the session ends, `on_down(why)`, once."""
         assert self._timer is None, f"{self} is connected already"
         self._on_up, self._on_down = on_up, on_down
         self._attempt += 1

@@ -91,14 +91,14 @@ class TargetLogin:
         self,
         nodes: Sequence[TargetNode],
         tsih_of_new_session: int,
-        live_tsihs: Mapping[int, int],
+        live: Mapping[int, Admission],
         random_bytes: RandomBytes,
         command_window: int,
     ) -> None:
-        """`live_tsihs`: TSIH -> CID of the sessions that exist; only those may be named in a request."""
+        """`live`: the sessions that exist, by TSIH. `tsih_of_new_session` is the one that this would get."""
         self._nodes = nodes
         self._new_tsih = tsih_of_new_session
-        self._live_tsihs = live_tsihs
+        self._live = live
         self._random_bytes = random_bytes
         self._command_window = command_window
         self._text = TextCollector()
@@ -193,12 +193,6 @@ class TargetLogin:
         if session_type not in ("Normal", "Discovery"):
             raise _Refused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType={session_type}")
         self._discovery = session_type == "Discovery"
-        if request.tsih:
-            cid = self._live_tsihs.get(request.tsih)
-            if cid is None:
-                raise _Refused(LoginStatus.SESSION_DOES_NOT_EXIST, f"there is no session {request.tsih}")
-            if cid != request.cid:
-                raise _Refused(LoginStatus.TOO_MANY_CONNECTIONS, "MaxConnections is 1")
         if not self._discovery:
             name = keys.get("TargetName")
             if name is None:
@@ -209,7 +203,18 @@ class TargetLogin:
             if not self._node.admits(self.initiator_name):
                 raise _Refused(LoginStatus.AUTHORIZATION_FAILURE, f"{name} does not admit this initiator")
             self._chap_required = self._node.chap is not None
+        if request.tsih:
+            self._check_reinstatement(request)
         self._first = request
+
+    def _check_reinstatement(self, request: LoginRequest) -> None:
+        """A TSIH may be named by the initiator port that has the session, for its only connection."""
+        live = self._live.get(request.tsih)
+        ours = (self.initiator_name, request.isid, self._node)
+        if live is None or (live.initiator_name, live.isid, live.node) != ours:
+            raise _Refused(LoginStatus.SESSION_DOES_NOT_EXIST, f"there is no session {request.tsih}")
+        if live.cid != request.cid:
+            raise _Refused(LoginStatus.TOO_MANY_CONNECTIONS, "MaxConnections is 1")
 
     def _security(self, keys: Mapping[str, str]) -> Pairs:
         misplaced = [name for name in keys if name in KEYS and KEYS[name].scope is Scope.OPERATIONAL]

@@ -30,7 +30,7 @@ class Device(Protocol):
         """LOGICAL UNIT RESET, when its commands have been aborted; false when there is no such LUN."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetNode:
     """One iSCSI target.
 

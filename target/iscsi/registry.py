@@ -33,22 +33,21 @@ class SessionRegistry:
                 return self._last_tsih
 
     @property
-    def cid_of_tsih(self) -> Mapping[int, int]:
-        return {tsih: session.admission.cid for tsih, session in self._sessions.items()}
+    def admissions(self) -> Mapping[int, Admission]:
+        return {tsih: session.admission for tsih, session in self._sessions.items()}
 
     def replaced_by(self, admission: Admission) -> TargetSession | None:
         """The session that this login takes the place of: it is to be closed before the new one starts."""
         old = self._sessions.get(admission.tsih)
         if old is not None:
             return old
-        target = admission.node.name if admission.node else None
         return next(
             (
                 session
                 for session in self._sessions.values()
                 if session.admission.isid == admission.isid
                 and session.admission.initiator_name == admission.initiator_name
-                and (session.node.name if session.node else None) == target
+                and session.node is admission.node
             ),
             None,
         )

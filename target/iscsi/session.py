@@ -135,6 +135,8 @@ class TargetSession:
 
         Data slices handed to the device point into `view`, which must not change before the end of the turn.
         """
+        if self.output_bytes >= OUTPUT_BYTES_HIGH or self.ending:
+            return position
         unpack = HOT_SCSI_COMMAND.unpack_from
         tasks = self.tasks
         execute = self._execute
@@ -365,8 +367,11 @@ class TargetSession:
             return
         del self.tasks[tag]
         self.retire_task(task)
+        self._answer(task, result)
         if isinstance(task, CollectingTask):
             self.collection.forget(task)
+
+    def _answer(self, task: ScsiTask, result: ScsiResult) -> None:
         expected = task.expected_length
         sent, flags, residual = 0, 0, 0
         data_sn = 0

@@ -1,0 +1,288 @@
+"""The target's side of the login: what gets in, what does not, and with which status."""
+
+from __future__ import annotations
+
+import pytest
+
+from target.iscsi.chap import ChapCredentials, chap_response
+from target.iscsi.login import LoginStatus
+from target.iscsi.pdu import ProtocolError
+from target.iscsi.requests import NopOut
+from target.iscsi.text import decode_binary, encode_binary
+from tests.unit.iscsi.wire import DISCOVERY, INITIATOR, ISID, NORMAL, TARGET, Feed, Wire, node
+
+CHAP = ChapCredentials("alice", "alice-secret-12", "target", "target-secret-12")
+
+
+def refusal(wire: Wire, keys: dict[str, str], **options: object) -> LoginStatus:
+    """The status of a login that must be refused, and end the connection."""
+    response, _ = wire.login_request(keys, **options)  # type: ignore[arg-type]
+    assert not response.transit
+    assert response.tsih == 0
+    assert wire.ended is not None
+    assert wire.connection.session is None
+    assert wire.logins == 0
+    return LoginStatus(response.status)
+
+
+@pytest.mark.parametrize("feed", Feed)
+def test_a_login_without_security_stage_is_one_exchange(feed: Feed) -> None:
+    wire = Wire([node()], feed=feed)
+    response, keys = wire.login_request({**NORMAL, "InitialR2T": "No", "X-com.example": "1"})
+    assert response.status == 0
+    assert response.tsih != 0
+    assert keys == {
+        "TargetPortalGroupTag": "1",
+        "InitialR2T": "No",
+        "X-com.example": "NotUnderstood",
+        "MaxRecvDataSegmentLength": "262144",
+    }
+    assert wire.logins == 1
+    assert wire.ended is None
+    assert len(wire.registry) == 1
+
+
+def test_a_login_may_go_through_all_stages() -> None:
+    wire = Wire([node()])
+    response, keys = wire.login_request({**NORMAL, "AuthMethod": "CHAP,None"}, csg=0, nsg=1)
+    assert keys["AuthMethod"] == "None"
+    assert response.next_stage == 1
+    response, keys = wire.login_request({"HeaderDigest": "CRC32C"}, transit=False)
+    assert keys["HeaderDigest"] == "CRC32C"
+    assert not response.transit
+    response, keys = wire.login_request({})
+    assert keys == {}
+    assert response.transit
+    assert response.stat_sn == 2
+    assert wire.logins == 1
+
+
+def test_a_login_may_skip_the_operational_stage() -> None:
+    wire = Wire([node()])
+    response, _ = wire.login_request({**NORMAL, "AuthMethod": "None"}, csg=0, nsg=3)
+    assert response.transit
+    assert wire.logins == 1
+
+
+def test_text_may_be_split_over_requests() -> None:
+    wire = Wire([node()])
+    response, keys = wire.login_request(NORMAL, transit=False, continues=True, cut=30)
+    assert not response.transit
+    assert keys == {}
+    whole = "".join(f"{key}={value}\0" for key, value in NORMAL.items())
+    response, keys = wire.login_request([(whole[30:-1].partition("=")[0], whole[30:-1].partition("=")[2])])
+    assert response.transit
+    assert wire.logins == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "status"),
+    [
+        ({"TargetName": TARGET}, LoginStatus.MISSING_PARAMETER),
+        ({"InitiatorName": INITIATOR}, LoginStatus.MISSING_PARAMETER),
+        ({**NORMAL, "TargetName": "iqn.2024-01.example:other"}, LoginStatus.NOT_FOUND),
+        ({**NORMAL, "SessionType": "Special"}, LoginStatus.SESSION_TYPE_NOT_SUPPORTED),
+        ({**NORMAL, "AuthMethod": "None"}, LoginStatus.INVALID_DURING_LOGIN),
+    ],
+)
+def test_refusals(keys: dict[str, str], status: LoginStatus) -> None:
+    assert refusal(Wire([node()]), keys) == status
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"csg": 2}, LoginStatus.INVALID_DURING_LOGIN),
+        ({"csg": 1, "nsg": 1}, LoginStatus.INVALID_DURING_LOGIN),
+        ({"csg": 1, "nsg": 0}, LoginStatus.INVALID_DURING_LOGIN),
+        ({"csg": 0, "nsg": 0}, LoginStatus.INVALID_DURING_LOGIN),
+        ({"csg": 3}, LoginStatus.INVALID_DURING_LOGIN),
+        ({"version_min": 1}, LoginStatus.UNSUPPORTED_VERSION),
+        ({"tsih": 77}, LoginStatus.SESSION_DOES_NOT_EXIST),
+        ({"continues": True}, LoginStatus.INITIATOR_ERROR),
+    ],
+)
+def test_headers_that_are_refused(options: dict[str, object], status: LoginStatus) -> None:
+    assert refusal(Wire([node()]), NORMAL, **options) == status
+
+
+def test_an_initiator_that_is_not_listed_is_refused() -> None:
+    listed = node(initiators=frozenset({"iqn.2024-01.example:friend"}))
+    assert refusal(Wire([listed]), NORMAL) == LoginStatus.AUTHORIZATION_FAILURE
+
+
+def test_a_listed_initiator_gets_in() -> None:
+    assert Wire([node(initiators=frozenset({INITIATOR}))]).login()
+
+
+def test_a_key_may_not_be_sent_twice() -> None:
+    wire = Wire([node()])
+    keys = [*NORMAL.items(), ("InitialR2T", "No"), ("InitialR2T", "No")]
+    response, _ = wire.login_request(keys)
+    assert response.status == LoginStatus.INITIATOR_ERROR
+
+
+def test_a_key_may_not_be_negotiated_twice() -> None:
+    wire = Wire([node()])
+    wire.login_request({**NORMAL, "InitialR2T": "No"}, transit=False)
+    assert refusal(wire, {"InitialR2T": "No"}) == LoginStatus.INITIATOR_ERROR
+
+
+def test_operational_keys_have_no_place_in_the_security_stage() -> None:
+    keys = {**NORMAL, "InitialR2T": "No"}
+    assert refusal(Wire([node()]), keys, csg=0, nsg=1) == LoginStatus.INVALID_DURING_LOGIN
+
+
+def test_the_stage_must_be_the_one_that_was_agreed_on() -> None:
+    wire = Wire([node()])
+    wire.login_request(NORMAL, csg=0, nsg=1)
+    assert refusal(wire, {}, csg=0, nsg=1) == LoginStatus.INVALID_DURING_LOGIN
+
+
+def test_identity_may_not_change_during_the_login() -> None:
+    wire = Wire([node()])
+    wire.login_request(NORMAL, transit=False)
+    assert refusal(wire, {}, isid=b"\x80\x09\x09\x09\x00\x00") == LoginStatus.INITIATOR_ERROR
+
+
+def test_before_the_login_nothing_else_is_accepted() -> None:
+    wire = Wire([node()])
+    with pytest.raises(ProtocolError, match="before the login"):
+        wire.send_pdu(NopOut(0x80, 0, 1, 0xFFFFFFFF, 1, 0), immediate=True)
+
+
+def test_text_of_a_login_is_bounded() -> None:
+    wire = Wire([node()])
+    with pytest.raises(ProtocolError, match="bytes of text"):
+        wire.send(b"\x43\x87\0\0\0\xff\xff\xff" + bytes(40))
+
+
+# CHAP
+
+
+def chap_login(wire: Wire, secret: str, keys: dict[str, str] | None = None) -> int:
+    """Through the security stage; the status of the last response."""
+    _, answers = wire.login_request({**(keys or NORMAL), "AuthMethod": "CHAP"}, csg=0, transit=False)
+    assert answers["AuthMethod"] == "CHAP"
+    _, answers = wire.login_request({"CHAP_A": "5"}, csg=0, transit=False)
+    proof = chap_response(5, int(answers["CHAP_I"]), secret, decode_binary(answers["CHAP_C"]))
+    response, answers = wire.login_request(
+        {"CHAP_N": "alice", "CHAP_R": encode_binary(proof), "CHAP_I": "9", "CHAP_C": "0xaabb"}, csg=0, nsg=1
+    )
+    if response.status == 0:
+        expected = chap_response(5, 9, "target-secret-12", b"\xaa\xbb")
+        assert answers == {"CHAP_N": "target", "CHAP_R": encode_binary(expected)}
+        assert response.transit
+        response, _ = wire.login_request({})
+    return response.status
+
+
+def test_mutual_chap() -> None:
+    wire = Wire([node(chap=CHAP)])
+    assert chap_login(wire, "alice-secret-12") == 0
+    assert wire.logins == 1
+
+
+def test_a_wrong_secret_is_refused() -> None:
+    wire = Wire([node(chap=CHAP)])
+    assert chap_login(wire, "wrong-secret-12") == LoginStatus.AUTHENTICATION_FAILURE
+    assert wire.logins == 0
+    assert "secret" not in (wire.ended or "")
+
+
+def test_chap_of_another_target_is_not_enough() -> None:
+    """Credentials belong to a target: those of the neighbour at the same portal do not open this one."""
+    other = node(chap=ChapCredentials("bob", "bobs-secret-123"))
+    assert chap_login(Wire([other]), "alice-secret-12") == LoginStatus.AUTHENTICATION_FAILURE
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({"csg": 1}, {}),
+        ({"csg": 0, "nsg": 1}, {}),
+        ({"csg": 0, "nsg": 3}, {"AuthMethod": "None"}),
+        ({"csg": 0, "nsg": 1}, {"AuthMethod": "KRB5"}),
+    ],
+)
+def test_authentication_cannot_be_evaded(options: dict[str, int], keys: dict[str, str]) -> None:
+    wire = Wire([node(chap=CHAP)])
+    assert refusal(wire, {**NORMAL, **keys}, **options) == LoginStatus.AUTHENTICATION_FAILURE
+
+
+def test_the_wish_to_go_on_is_not_granted_before_the_proof() -> None:
+    wire = Wire([node(chap=CHAP)])
+    response, _ = wire.login_request({**NORMAL, "AuthMethod": "CHAP"}, csg=0, nsg=3)
+    assert not response.transit
+    response, _ = wire.login_request({"CHAP_A": "5"}, csg=0, nsg=3)
+    assert not response.transit
+    assert wire.logins == 0
+
+
+def test_discovery_needs_no_authentication_but_can_have_it() -> None:
+    assert chap_login(Wire([node(chap=CHAP)]), "alice-secret-12", DISCOVERY) == 0
+    wire = Wire([node(chap=CHAP)])
+    response, _ = wire.login_request(DISCOVERY)
+    assert response.status == 0
+
+
+# Sessions that exist already
+
+
+def test_the_same_initiator_port_replaces_its_session() -> None:
+    nodes = [node()]
+    first = Wire(nodes)
+    first.login()
+    second = Wire(nodes, registry=first.registry)
+    second.login()
+    assert first.ended == "replaced: the initiator logged in again"
+    assert len(first.registry) == 1
+
+
+def test_another_isid_is_another_session() -> None:
+    nodes = [node()]
+    first = Wire(nodes)
+    first.login()
+    second = Wire(nodes, registry=first.registry)
+    second.login_request(NORMAL, isid=b"\x80\x09\x09\x09\x00\x00")
+    assert first.ended is None
+    assert len(first.registry) == 2
+
+
+def test_a_second_connection_of_a_session_is_refused() -> None:
+    nodes = [node()]
+    first = Wire(nodes)
+    response, _ = first.login_request(NORMAL)
+    second = Wire(nodes, registry=first.registry)
+    assert refusal_status(second, response.tsih, cid=1) == LoginStatus.TOO_MANY_CONNECTIONS
+    assert first.ended is None
+
+
+def test_a_connection_may_be_reinstated() -> None:
+    """RFC 7143 6.3.4: same ISID, TSIH and CID; the old connection ends."""
+    nodes = [node()]
+    first = Wire(nodes)
+    response, _ = first.login_request(NORMAL)
+    second = Wire(nodes, registry=first.registry)
+    again, _ = second.login_request(NORMAL, tsih=response.tsih)
+    assert again.tsih == response.tsih
+    assert first.ended is not None
+    assert len(first.registry) == 1
+    first.connection.close()
+    assert len(first.registry) == 1
+
+
+def test_a_session_is_known_by_its_name_too() -> None:
+    """Somebody else's TSIH is of no use."""
+    nodes = [node()]
+    first = Wire(nodes)
+    response, _ = first.login_request(NORMAL)
+    thief = Wire(nodes, registry=first.registry)
+    keys = {**NORMAL, "InitiatorName": "iqn.2024-01.example:thief"}
+    assert refusal(thief, keys, tsih=response.tsih) == LoginStatus.SESSION_DOES_NOT_EXIST
+    assert first.ended is None
+
+
+def refusal_status(wire: Wire, tsih: int, cid: int) -> int:
+    response, _ = wire.login_request(NORMAL, tsih=tsih, cid=cid, isid=ISID)
+    return response.status

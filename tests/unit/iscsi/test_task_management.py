@@ -1,0 +1,194 @@
+"""Task management: what is aborted is not answered, and "complete" means that nothing can come of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from target.iscsi.pdu import FINAL
+from target.iscsi.registry import SessionRegistry
+from target.iscsi.requests import DataOut, TaskManagementRequest
+from target.iscsi.responses import R2T, DataIn, ScsiResponse, TaskManagementResponse
+from target.iscsi.task_management import Function, Response
+from target.scsi import cdb as cdbs
+from target.scsi.sense import decode_sense
+from tests.unit.iscsi.wire import BLOCK, NORMAL, Wire, node
+from tests.unit.scsi.memory_volume import MemoryVolume
+
+OTHER_ISID = b"\x80\x09\x09\x09\x00\x00"
+WHOLE_SET = [
+    Function.ABORT_TASK_SET,
+    Function.CLEAR_TASK_SET,
+    Function.LOGICAL_UNIT_RESET,
+    Function.TARGET_WARM_RESET,
+]
+
+
+def request(
+    wire: Wire, function: int, *, referenced: int = 0xFFFFFFFF, ref_cmd_sn: int = 0, lun: int = 0
+) -> None:
+    wire.send_pdu(
+        TaskManagementRequest(FINAL | function, lun << 48, 900, referenced, wire.cmd_sn, 0, ref_cmd_sn, 0),
+        immediate=True,
+    )
+
+
+def response_of(wire: Wire) -> int:
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, TaskManagementResponse)
+    assert pdu.initiator_task_tag == 900
+    return pdu.response
+
+
+def held_session() -> tuple[Wire, MemoryVolume]:
+    """A session whose volume answers when it is told to."""
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login()
+    volume.hold = True
+    return wire, volume
+
+
+def test_an_aborted_command_is_not_answered_and_the_response_waits_for_it() -> None:
+    wire, volume = held_session()
+    tag = wire.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    request(wire, Function.ABORT_TASK, referenced=tag)
+    assert wire.take() == [], "the medium may still change"
+    assert volume.release()
+    assert response_of(wire) == Response.COMPLETE
+
+
+def test_only_the_command_that_is_named_is_aborted() -> None:
+    wire, volume = held_session()
+    first = wire.command(cdbs.read(0, 1), read=BLOCK)
+    second = wire.command(cdbs.read(1, 1), read=BLOCK)
+    request(wire, Function.ABORT_TASK, referenced=first)
+    volume.release()
+    volume.release()
+    pdus = [one.pdu for one in wire.take()]
+    assert isinstance(pdus[0], TaskManagementResponse)
+    assert isinstance(pdus[1], DataIn)
+    assert pdus[1].initiator_task_tag == second
+
+
+def test_a_write_that_waits_for_data_is_dropped_at_once() -> None:
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login(ImmediateData="No", InitialR2T="Yes")
+    tag = wire.command(cdbs.write(0, 1), write=BLOCK)
+    r2t = wire.take_one().pdu
+    assert isinstance(r2t, R2T)
+    request(wire, Function.ABORT_TASK, referenced=tag)
+    assert response_of(wire) == Response.COMPLETE
+    wire.send_pdu(DataOut(FINAL, 0, tag, r2t.target_transfer_tag, 0, 0, 0), bytes(BLOCK))
+    assert volume.calls == []
+    assert wire.take() == []
+
+
+@pytest.mark.parametrize(("delta", "response"), [(-1, Response.COMPLETE), (5, Response.TASK_DOES_NOT_EXIST)])
+def test_a_task_that_is_not_there(delta: int, response: Response) -> None:
+    """RFC 7143 11.6.1: received and answered already, or never received."""
+    wire, _ = held_session()
+    request(wire, Function.ABORT_TASK, referenced=12345, ref_cmd_sn=wire.cmd_sn + delta)
+    assert response_of(wire) == response
+
+
+@pytest.mark.parametrize("function", WHOLE_SET)
+def test_a_whole_set_is_aborted(function: Function) -> None:
+    wire, volume = held_session()
+    for lba in range(3):
+        wire.command(cdbs.read(lba, 1), read=BLOCK)
+    request(wire, function)
+    for _ in range(3):
+        assert wire.take() == []
+        volume.release()
+    assert response_of(wire) == Response.COMPLETE
+
+
+def test_aborted_commands_give_their_places_in_the_window_back() -> None:
+    wire, volume = held_session()
+    for lba in range(3):
+        wire.command(cdbs.read(lba, 1), read=BLOCK)
+    request(wire, Function.ABORT_TASK_SET)
+    while volume.release():
+        pass
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, TaskManagementResponse)
+    assert pdu.max_cmd_sn - pdu.exp_cmd_sn == 127
+
+
+@pytest.mark.parametrize("function", WHOLE_SET[:3])
+def test_a_lun_that_does_not_exist(function: Function) -> None:
+    wire, _ = held_session()
+    request(wire, function, lun=9)
+    assert response_of(wire) == Response.LUN_DOES_NOT_EXIST
+
+
+@pytest.mark.parametrize(
+    ("function", "response"),
+    [
+        (Function.CLEAR_ACA, Response.NOT_SUPPORTED),
+        (Function.TASK_REASSIGN, Response.REASSIGN_NOT_SUPPORTED),
+        (99, Response.NOT_SUPPORTED),
+    ],
+)
+def test_functions_that_are_not_supported(function: int, response: Response) -> None:
+    wire, _ = held_session()
+    request(wire, function)
+    assert response_of(wire) == response
+
+
+def two_sessions(volume: MemoryVolume) -> tuple[Wire, Wire]:
+    nodes = [node(volume)]
+    registry = SessionRegistry()
+    first = Wire(nodes, registry=registry)
+    first.login()
+    second = Wire(nodes, registry=registry)
+    second.login_request(NORMAL, isid=OTHER_ISID)
+    second.command(cdbs.test_unit_ready())
+    second.take()
+    volume.hold = True
+    return first, second
+
+
+@pytest.mark.parametrize("function", WHOLE_SET[1:])
+def test_the_commands_of_others_are_answered_task_aborted(function: Function) -> None:
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    tag = second.command(cdbs.read(0, 1), read=BLOCK)
+    request(first, function)
+    volume.release()
+    assert response_of(first) == Response.COMPLETE
+    pdu = second.take_one().pdu
+    assert isinstance(pdu, ScsiResponse)
+    assert pdu.initiator_task_tag == tag
+    assert pdu.status == 0x40
+    assert pdu.max_cmd_sn - pdu.exp_cmd_sn == 127
+
+
+def test_abort_task_set_leaves_others_alone() -> None:
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    second.command(cdbs.read(0, 1), read=BLOCK)
+    request(first, Function.ABORT_TASK_SET)
+    assert response_of(first) == Response.COMPLETE
+    volume.release()
+    assert isinstance(second.take_one().pdu, DataIn)
+
+
+@pytest.mark.parametrize("function", [Function.LOGICAL_UNIT_RESET, Function.TARGET_WARM_RESET])
+def test_a_reset_is_told_as_a_unit_attention(function: Function) -> None:
+    wire = Wire([node()])
+    wire.login()
+    request(wire, function)
+    assert response_of(wire) == Response.COMPLETE
+    wire.command(cdbs.test_unit_ready())
+    sense = decode_sense(wire.take_one().data[2:])
+    assert (sense.asc, sense.ascq) == (0x29, 0x03)
+
+
+def test_a_cold_reset_ends_all_sessions() -> None:
+    first, second = two_sessions(MemoryVolume())
+    request(first, Function.TARGET_COLD_RESET)
+    assert response_of(first) == Response.COMPLETE
+    assert first.ended == "target cold reset"
+    assert second.ended == "target cold reset by another initiator"
