@@ -32,12 +32,14 @@ class ScsiResult:
     """What goes back to the initiator.
 
     `data_in` holds buffers to be sent in order; they stay unchanged until the front end has sent or copied
-    them in the same turn. `sense` is set with CHECK CONDITION only.
+    them in the same turn. `sense` is set with CHECK CONDITION only. `data_out_length` is given when the CDB
+    asked for more or fewer bytes than came: the front end reports the difference as a residual count.
     """
 
     status: Status
     data_in: Sequence[Buffer] = ()
     sense: Sense | None = None
+    data_out_length: int | None = None
 
 
 GOOD = ScsiResult(Status.GOOD)

@@ -44,7 +44,7 @@ class Limits:
     transfer_bytes_max: int = 8 << 20
     unmap_bytes_max: int = 64 << 20
     unmap_descriptors_max: int = 256
-    write_same_bytes_max: int = 64 << 20
+    write_same_bytes_max: int = 8 << 20
     alignment_bytes: int = 4096
 
 

@@ -59,25 +59,30 @@ def _read_steps(unit: UnitState, offset: int, length: int, *, fua: bool) -> Step
 def write(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     """WRITE (6), (10), (12), (16): SBC-3 5.32 to 5.36.
 
-    When the initiator sent less than the CDB says, the whole blocks that came are written; the front end
-    reports the residual count.
+    When the initiator sent less than the CDB says, the whole blocks that came are written, and the result
+    says how many bytes it would have taken.
     """
     extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
     if isinstance(extent, Sense):
         return extent
     if unit.mode.software_write_protected:
         return SOFTWARE_WRITE_PROTECTED
-    offset, length = extent
-    length = min(length, len(command.data_out) >> unit.block_shift << unit.block_shift)
-    if length == 0:
-        return GOOD
     fua = unit.write_through or (len(cdb) > 6 and bool(cdb[1] & cdbs.FUA))
-    return _write_steps(unit, offset, memoryview(command.data_out)[:length], fua=fua)
+    return _write_steps(unit, extent[0], *_data_out(unit, command, extent[1]), fua=fua)
 
 
-def _write_steps(unit: UnitState, offset: int, data: Buffer, *, fua: bool) -> Steps:
-    yield partial(unit.volume.write, offset, data, fua)
-    return GOOD
+def _data_out(unit: UnitState, command: ScsiCommand, length: int) -> tuple[memoryview, ScsiResult]:
+    """The whole blocks that came, `length` bytes at the most, and GOOD with the residual count if it was not
+    that."""
+    came = memoryview(command.data_out)
+    whole = min(length, len(came) >> unit.block_shift << unit.block_shift)
+    return came[:whole], GOOD if len(came) == length else ScsiResult(Status.GOOD, data_out_length=length)
+
+
+def _write_steps(unit: UnitState, offset: int, data: memoryview, good: ScsiResult, *, fua: bool) -> Steps:
+    if data:
+        yield partial(unit.volume.write, offset, data, fua)
+    return good
 
 
 def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
@@ -90,18 +95,18 @@ def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outco
         return extent
     if unit.mode.software_write_protected:
         return SOFTWARE_WRITE_PROTECTED
-    offset, length = extent
-    if len(command.data_out) < length:
-        return PARAMETER_LIST_LENGTH_ERROR
-    if length == 0:
-        return GOOD
-    data = memoryview(command.data_out)[:length]
-    return _write_and_verify_steps(unit, offset, data, compare=bytchk == _ALL_BYTES)
+    data, good = _data_out(unit, command, extent[1])
+    return _write_and_verify_steps(unit, extent[0], data, good, compare=bytchk == _ALL_BYTES)
 
 
-def _write_and_verify_steps(unit: UnitState, offset: int, data: memoryview, *, compare: bool) -> Steps:
+def _write_and_verify_steps(
+    unit: UnitState, offset: int, data: memoryview, good: ScsiResult, *, compare: bool
+) -> Steps:
+    if not data:
+        return good
     yield partial(unit.volume.write, offset, data, True)
-    return (yield from _verify_steps(unit, offset, len(data), data if compare else None))
+    outcome = yield from _verify_steps(unit, offset, len(data), data if compare else None)
+    return good if outcome is GOOD else outcome
 
 
 def verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
@@ -192,10 +197,11 @@ def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
         return extent
     if unit.mode.software_write_protected:
         return SOFTWARE_WRITE_PROTECTED
-    no_data_out = cdb[0] == cdbs.Opcode.WRITE_SAME_16 and bool(cdb[1] & cdbs.NDOB)
-    block = bytes(unit.block_size_bytes) if no_data_out else bytes(command.data_out[: unit.block_size_bytes])
-    if len(block) < unit.block_size_bytes:
+    if cdb[0] == cdbs.Opcode.WRITE_SAME_16 and cdb[1] & cdbs.NDOB:
+        return _zero_steps(unit, [extent])
+    if len(command.data_out) != unit.block_size_bytes:
         return PARAMETER_LIST_LENGTH_ERROR
+    block = bytes(command.data_out)
     if not any(block):
         return _zero_steps(unit, [extent])
     return _write_same_steps(unit, *extent, block)

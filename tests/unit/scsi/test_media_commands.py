@@ -8,7 +8,7 @@ import pytest
 
 from target.scsi import cdb, sense
 from target.scsi.cdb import Opcode
-from target.scsi.command import GOOD, ScsiResult
+from target.scsi.command import GOOD, ScsiResult, Status
 from target.scsi.inquiry import Limits
 from target.scsi.media_commands import CHUNK_BYTES
 from target.scsi.sense import FieldPointer, SenseKey
@@ -134,19 +134,25 @@ def test_transfer_limit_is_enforced(opcode: Opcode) -> None:
     assert sense_of(result) == sense.invalid_field_in_cdb(cdb.blocks_byte(cdb.block_command(opcode, 0, 0)))
 
 
-def test_less_data_than_announced_writes_the_whole_blocks_that_came() -> None:
+@pytest.mark.parametrize("opcode", [*WRITES, *WRITE_AND_VERIFY])
+def test_less_data_than_announced_writes_the_whole_blocks_that_came(opcode: Opcode) -> None:
     initiator = Initiator()
     initiator.volume.content[:2048] = b"\xff" * 2048
-    assert initiator.execute(cdb.write(0, 4), pattern(1000)) is GOOD
+    result = initiator.execute(cdb.block_command(opcode, 0, 4), pattern(1000))
+    assert result == ScsiResult(Status.GOOD, data_out_length=2048)
     assert initiator.volume.content[:512] == pattern(512)
     assert initiator.volume.content[512:2048] == b"\xff" * 1536
-    assert initiator.execute(cdb.write(0, 1), b"") is GOOD
-    assert initiator.volume.names() == ["write"]
+    initiator.volume.calls.clear()
+    result = initiator.execute(cdb.block_command(opcode, 0, 1), b"")
+    assert result == ScsiResult(Status.GOOD, data_out_length=512)
+    assert not initiator.volume.calls
 
 
-def test_more_data_than_announced_is_not_written() -> None:
+@pytest.mark.parametrize("opcode", [*WRITES, *WRITE_AND_VERIFY])
+def test_more_data_than_announced_is_not_written(opcode: Opcode) -> None:
     initiator = Initiator()
-    assert initiator.execute(cdb.write(0, 1), pattern(1024)) is GOOD
+    result = initiator.execute(cdb.block_command(opcode, 0, 1), pattern(1024))
+    assert result == ScsiResult(Status.GOOD, data_out_length=512)
     assert initiator.volume.content[:1024] == pattern(512) + bytes(512)
 
 
@@ -260,14 +266,21 @@ def test_reserved_bytchk_is_an_invalid_field(opcode: Opcode, bytchk: int) -> Non
     [
         cdb.verify(0, 2, bytchk=1),
         cdb.verify(0, 2, bytchk=3),
-        cdb.block_command(Opcode.WRITE_AND_VERIFY_10, 0, 2),
         cdb.write_same(0, 2),
+        cdb.write_same(0, 2, unmap=True),
     ],
 )
 def test_too_little_data_is_a_parameter_list_length_error(built: bytes) -> None:
     initiator = Initiator()
     assert sense_of(initiator.execute(built, bytes(511))) == sense.PARAMETER_LIST_LENGTH_ERROR
     assert not initiator.volume.calls
+
+
+@pytest.mark.parametrize("opcode", WRITE_SAMES)
+@pytest.mark.parametrize("size", [0, 513, 1024])
+def test_write_same_takes_exactly_one_block(opcode: Opcode, size: int) -> None:
+    result = Initiator().execute(cdb.block_command(opcode, 0, 2), bytes(size))
+    assert sense_of(result) == sense.PARAMETER_LIST_LENGTH_ERROR
 
 
 # SYNCHRONIZE CACHE, PRE-FETCH
