@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 _Job = tuple[Callable[[], Any], Callable[[Any, Exception | None], None]]
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP

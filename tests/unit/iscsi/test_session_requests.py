@@ -1,0 +1,245 @@
+"""What a session does beside commands: ping, text, logout, rejects, digests; and how it ends."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from target.iscsi.pdu import FINAL, RESERVED_TAG, Opcode, ProtocolError, encode_ahs
+from target.iscsi.requests import LogoutRequest, NopOut, SnackRequest, TextRequest
+from target.iscsi.responses import (
+    LogoutResponse,
+    NopIn,
+    Reject,
+    ScsiResponse,
+    TextResponse,
+)
+from target.iscsi.text import decode_text, encode_text
+from target.scsi import cdb as cdbs
+from target.scsi.sense import decode_sense
+from tests.unit.iscsi.wire import BLOCK, DISCOVERY, INITIATOR, TARGET, Feed, Wire, node
+from tests.unit.scsi.memory_volume import MemoryVolume
+
+
+def pattern(length: int, seed: int = 1) -> bytes:
+    return bytes((index * 7 + index // 251 + seed) & 0xFF for index in range(length))
+
+
+@pytest.fixture(params=Feed, ids=lambda feed: feed.name.lower())
+def feed(request: pytest.FixtureRequest) -> Feed:
+    chosen: Feed = request.param
+    return chosen
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "digests"])
+def digests(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"} if request.param else {}
+
+
+def nop(wire: Wire, data: bytes, *, immediate: bool = True) -> None:
+    wire.send_pdu(NopOut(FINAL, 0, 77, RESERVED_TAG, wire.cmd_sn, 0), data, immediate=immediate)
+
+
+def test_a_ping_is_answered_with_its_data(feed: Feed, digests: dict[str, str]) -> None:
+    wire = Wire([node()], feed=feed)
+    wire.login(**digests)
+    nop(wire, b"hello")
+    received = wire.take_one()
+    assert isinstance(received.pdu, NopIn)
+    assert received.pdu.initiator_task_tag == 77
+    assert received.pdu.target_transfer_tag == RESERVED_TAG
+    assert received.data == b"hello"
+
+
+def test_our_ping_wants_an_answer() -> None:
+    wire = Wire([node()])
+    wire.login()
+    session = wire.connection.session
+    assert session is not None
+    assert session.housekeeping.ping()
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, NopIn)
+    assert pdu.target_transfer_tag != RESERVED_TAG
+    assert not session.housekeeping.ping(), "the last one was not answered"
+    wire.send_pdu(NopOut(FINAL, 0, RESERVED_TAG, pdu.target_transfer_tag, wire.cmd_sn, 0), immediate=True)
+    assert wire.take() == []
+    assert session.housekeeping.ping()
+
+
+def text(wire: Wire, raw: bytes, flags: int = FINAL, ttt: int = RESERVED_TAG) -> tuple[TextResponse, bytes]:
+    wire.send_pdu(TextRequest(flags, 0, 5, ttt, wire.cmd_sn, 0), raw, immediate=True)
+    received = wire.take_one()
+    assert isinstance(received.pdu, TextResponse)
+    return received.pdu, received.data
+
+
+def test_discovery_tells_the_targets_that_admit_the_initiator() -> None:
+    other = node(portals=("10.0.0.1:3260", "[fd00::1]:3260"), initiators=frozenset({INITIATOR}))
+    hidden = node(initiators=frozenset({"iqn.2024-01.example:friend"}))
+    wire = Wire([node(), other, hidden])
+    wire.login_request(DISCOVERY)
+    pdu, data = text(wire, b"SendTargets=All\0")
+    assert pdu.flags == FINAL
+    assert decode_text(data) == [
+        ("TargetName", TARGET),
+        ("TargetAddress", "127.0.0.1:3260,1"),
+        ("TargetName", TARGET),
+        ("TargetAddress", "10.0.0.1:3260,1"),
+        ("TargetAddress", "[fd00::1]:3260,1"),
+    ]
+
+
+def test_a_long_answer_is_cut_and_asked_for() -> None:
+    wire = Wire([node(portals=tuple(f"host-{number}:3260" for number in range(60)))])
+    wire.login_request({**DISCOVERY, "MaxRecvDataSegmentLength": "512"})
+    pdu, data = text(wire, b"SendTargets=All\0")
+    whole = data
+    while not pdu.flags & FINAL:
+        assert pdu.flags & TextRequest.CONTINUE
+        assert pdu.target_transfer_tag != RESERVED_TAG
+        assert len(data) == 512
+        pdu, data = text(wire, b"", ttt=pdu.target_transfer_tag)
+        whole += data
+    assert len(decode_text(whole)) == 61
+
+
+def test_a_normal_session_is_told_of_its_own_target_only() -> None:
+    wire = Wire([node()])
+    wire.login()
+    assert decode_text(text(wire, b"SendTargets=\0")[1])[0] == ("TargetName", TARGET)
+    assert decode_text(text(wire, b"SendTargets=All\0")[1]) == [("SendTargets", "Reject")]
+    assert decode_text(text(wire, encode_text([("X-key", "1")]))[1]) == [("X-key", "NotUnderstood")]
+
+
+def test_a_discovery_session_executes_no_commands() -> None:
+    wire = Wire([node()])
+    wire.login_request(DISCOVERY)
+    wire.command(cdbs.test_unit_ready())
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, Reject)
+    assert pdu.reason == 0x04
+
+
+@pytest.mark.parametrize(
+    ("reason", "cid", "response", "ends"),
+    [(0, 0, 0, True), (1, 0, 0, True), (1, 9, 1, False), (2, 0, 2, False)],
+)
+def test_logout(reason: int, cid: int, response: int, ends: bool) -> None:
+    wire = Wire([node()])
+    wire.login()
+    wire.send_pdu(LogoutRequest(FINAL | reason, 5, cid, wire.cmd_sn, 0))
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, LogoutResponse)
+    assert pdu.response == response
+    assert (wire.ended == "logout") == ends
+
+
+def test_nothing_is_executed_after_the_logout() -> None:
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login()
+    wire.send_pdu(LogoutRequest(FINAL, 5, 0, wire.cmd_sn, 0))
+    wire.cmd_sn += 1
+    wire.command(cdbs.read(0, 1), read=BLOCK)
+    assert volume.calls == []
+
+
+@pytest.mark.parametrize(("opcode", "reason"), [(0x1C, 0x05), (0x07, 0x05), (0x20, 0x05)])
+def test_unknown_opcodes_are_rejected_with_their_header(opcode: int, reason: int) -> None:
+    wire = Wire([node()])
+    wire.login()
+    header = bytes([opcode]) + bytes(47)
+    wire.send(header)
+    received = wire.take_one()
+    assert isinstance(received.pdu, Reject)
+    assert received.pdu.reason == reason
+    assert received.data == header
+
+
+def test_snack_is_rejected() -> None:
+    wire = Wire([node()])
+    wire.login()
+    wire.send_pdu(SnackRequest(FINAL, 0, 1, RESERVED_TAG, 0, 0, 0))
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, Reject)
+    assert pdu.reason == 0x03
+
+
+# Digests and other damage
+
+
+def test_a_bad_header_digest_ends_the_connection() -> None:
+    wire = Wire([node()])
+    wire.login(HeaderDigest="CRC32C")
+    with pytest.raises(ProtocolError, match="header digest"):
+        wire.command(cdbs.test_unit_ready(), break_digest="header")
+
+
+def test_a_bad_data_digest_is_rejected_and_ends_the_session() -> None:
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login(DataDigest="CRC32C")
+    wire.command(cdbs.write(0, 1), write=BLOCK, data=pattern(BLOCK), break_digest="data")
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, Reject)
+    assert pdu.reason == 0x02
+    assert wire.ended == "data digest error"
+    assert volume.calls == []
+
+
+def test_a_segment_larger_than_declared_ends_the_connection() -> None:
+    wire = Wire([node()])
+    wire.login()
+    with pytest.raises(ProtocolError, match="more than was declared"):
+        wire.send(b"\x01\xa1\0\0\0\x04\0\x04" + bytes(40))
+
+
+def test_an_extended_cdb_arrives_whole() -> None:
+    """The device server answers it as unknown, which is the point: it got there, and nothing broke."""
+    wire = Wire([node()])
+    wire.login()
+    wire.command(b"\x7f" + bytes(15), ahs=encode_ahs(1, b"\0" + bytes(16)))
+    received = wire.take_one()
+    assert isinstance(received.pdu, ScsiResponse)
+    assert decode_sense(received.data[2:]).asc == 0x20
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(Opcode)), st.binary(min_size=47, max_size=47)), max_size=4))
+def test_garbage_gives_answers_or_the_declared_error(frames: list[tuple[Opcode, bytes]]) -> None:
+    wire = Wire([node()])
+    wire.login()
+    try:
+        for opcode, rest in frames:
+            wire.send(bytes([opcode | 0x40]) + rest[:3] + b"\0\0\0\0" + rest[7:])
+    except ProtocolError:
+        return
+    wire.take()
+
+
+# The end
+
+
+def test_answers_that_come_after_the_end_go_nowhere() -> None:
+    volume = MemoryVolume(hold=True)
+    wire = Wire([node(volume)])
+    wire.login()
+    wire.command(cdbs.read(0, 1), read=BLOCK)
+    wire.connection.close()
+    assert volume.release()
+    assert wire.take() == []
+    assert len(wire.registry) == 0
+
+
+def test_a_new_session_of_the_same_port_starts_anew() -> None:
+    """The device server is told that the nexus was lost: the next one gets POWER ON again."""
+    nodes = [node()]
+    wire = Wire(nodes)
+    wire.login()
+    wire.connection.close()
+    again = Wire(nodes, registry=wire.registry)
+    again.login_request({"InitiatorName": INITIATOR, "TargetName": TARGET})
+    again.command(cdbs.test_unit_ready())
+    received = again.take_one()
+    assert decode_sense(received.data[2:]).asc == 0x29
