@@ -16,7 +16,6 @@ from target.scsi.chain import Steps
 from target.scsi.command import GOOD, ScsiCommand, ScsiResult, Status
 from target.scsi.sense import (
     PARAMETER_LIST_LENGTH_ERROR,
-    SOFTWARE_WRITE_PROTECTED,
     Sense,
     invalid_field_in_cdb,
     invalid_field_in_parameter_list,
@@ -65,8 +64,8 @@ def write(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
     if isinstance(extent, Sense):
         return extent
-    if unit.mode.software_write_protected:
-        return SOFTWARE_WRITE_PROTECTED
+    if (protection := unit.write_protection()) is not None:
+        return protection
     fua = unit.write_through or (len(cdb) > 6 and bool(cdb[1] & cdbs.FUA))
     return _write_steps(unit, extent[0], *_data_out(unit, command, extent[1]), fua=fua)
 
@@ -93,8 +92,8 @@ def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outco
     extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
     if isinstance(extent, Sense):
         return extent
-    if unit.mode.software_write_protected:
-        return SOFTWARE_WRITE_PROTECTED
+    if (protection := unit.write_protection()) is not None:
+        return protection
     data, good = _data_out(unit, command, extent[1])
     return _write_and_verify_steps(unit, extent[0], data, good, compare=bytchk == _ALL_BYTES)
 
@@ -195,8 +194,8 @@ def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     extent = unit.byte_range(cdb, unit.limits.write_same_bytes_max)
     if isinstance(extent, Sense):
         return extent
-    if unit.mode.software_write_protected:
-        return SOFTWARE_WRITE_PROTECTED
+    if (protection := unit.write_protection()) is not None:
+        return protection
     if cdb[0] == cdbs.Opcode.WRITE_SAME_16 and cdb[1] & cdbs.NDOB:
         return _zero_steps(unit, [extent])
     if len(command.data_out) != unit.block_size_bytes:
@@ -221,14 +220,14 @@ def unmap(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     length = int.from_bytes(cdb[7:9], "big")
     if length == 0:
         return GOOD
+    if (protection := unit.write_protection()) is not None:
+        return protection
     data = bytes(command.data_out[:length])
     if length < _UNMAP_HEADER.size or len(data) < length:
         return PARAMETER_LIST_LENGTH_ERROR
     extents = _unmap_extents(unit, data)
     if isinstance(extents, Sense):
         return extents
-    if unit.mode.software_write_protected:
-        return SOFTWARE_WRITE_PROTECTED
     return _zero_steps(unit, extents)
 
 

@@ -90,7 +90,7 @@ def _mode_sense(unit: UnitState, cdb: bytes, form: ModeForm, allocation_length: 
         cdb,
         form,
         unit.mode,
-        write_protected=unit.write_protected,
+        write_protected=unit.write_protection() is not None,
         block_count=unit.block_count,
         block_size=unit.block_size_bytes,
     )

@@ -6,7 +6,13 @@ from __future__ import annotations
 from target.scsi.capacity import Capacity
 from target.scsi.inquiry import Limits
 from target.scsi.mode import ModeParameters
-from target.scsi.sense import Sense, invalid_field_in_cdb, lba_out_of_range
+from target.scsi.sense import (
+    SOFTWARE_WRITE_PROTECTED,
+    WRITE_PROTECTED,
+    Sense,
+    invalid_field_in_cdb,
+    lba_out_of_range,
+)
 from target.scsi.unit_attention import UnitAttentions
 from target.volume import Volume
 
@@ -50,9 +56,11 @@ class UnitState:
             unmapped_reads_zeros=True,
         )
 
-    @property
-    def write_protected(self) -> bool:
-        return self.mode.software_write_protected or self.volume.read_only_now
+    def write_protection(self) -> Sense | None:
+        """Why nothing can be written now, if so."""
+        if self.mode.software_write_protected:
+            return SOFTWARE_WRITE_PROTECTED
+        return WRITE_PROTECTED if self.volume.read_only_now else None
 
     def byte_range(self, cdb: bytes, limit_bytes: int) -> tuple[int, int] | Sense:
         """(offset, length) in bytes of a block command, or what is wrong with it."""

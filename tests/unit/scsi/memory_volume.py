@@ -15,7 +15,9 @@ Call = tuple[str, int, int, bool]
 
 
 class MemoryVolume:
-    """`calls` holds (name, offset, length, fua). With `hold` answers wait for `release`."""
+    """`calls` holds (name, offset, length, fua), `requests` the last of those that were answered. With `hold`
+    answers wait for `release`.
+    """
 
     def __init__(
         self,
@@ -33,7 +35,7 @@ class MemoryVolume:
         self.hold = hold
         self.content = bytearray(size_bytes)
         self.calls: list[Call] = []
-        self.requests: list[Request] = []
+        self.requests: deque[Request] = deque(maxlen=64)
         self.failures: dict[str, VolumeError] = {}
         self._held: deque[Callable[[], None]] = deque()
 

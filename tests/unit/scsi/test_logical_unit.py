@@ -66,7 +66,7 @@ def test_the_command_itself_is_the_volumes_request() -> None:
         initiator.submit(cdb.block_command(opcode, 1, 1), bytes(512) if "WRITE" in opcode.name else b"")
         for opcode in SHORT_WAY
     ]
-    assert initiator.volume.requests == commands
+    assert list(initiator.volume.requests) == commands
 
 
 # Garbage

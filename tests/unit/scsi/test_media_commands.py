@@ -156,11 +156,20 @@ def test_more_data_than_announced_is_not_written(opcode: Opcode) -> None:
     assert initiator.volume.content[:1024] == pattern(512) + bytes(512)
 
 
-@pytest.mark.parametrize("built", [cdb.write(0, 1), cdb.write(0, 1, fua=True), cdb.write_same(0, 1)])
-def test_a_write_protected_volume_answers_data_protect(built: bytes) -> None:
+@pytest.mark.parametrize(
+    "built",
+    [
+        *(cdb.block_command(opcode, 0, 1) for opcode in [*WRITES, *WRITE_AND_VERIFY, *WRITE_SAMES]),
+        cdb.write(0, 1, fua=True),
+        cdb.unmap(24),
+    ],
+)
+@pytest.mark.parametrize("sent", [0, 512])
+def test_a_write_protected_volume_answers_data_protect(built: bytes, sent: int) -> None:
+    """That comes first: whatever else is wrong with the data, sending it again would not help."""
     initiator = Initiator()
     initiator.volume.read_only_now = True
-    assert sense_of(initiator.execute(built, pattern(512))) == sense.WRITE_PROTECTED
+    assert sense_of(initiator.execute(built, pattern(sent))) == sense.WRITE_PROTECTED
     assert not any(initiator.volume.content)
 
 
