@@ -5,4 +5,6 @@ and the short way of READ and WRITE), `operations` (the table of commands), `med
 `unit_commands` (what they do), `chain` (several volume calls for one command), `unit_state`,
 `unit_attention`. Formats, all pure and used by the initiator too: `cdb`, `sense`, `inquiry`, `mode`,
 `capacity`, `lun`.
+
+Standards (SAM-5, SPC-4, SBC-3) are cited by the title of a clause where the drafts number it differently.
 """

@@ -1,4 +1,4 @@
-"""READ CAPACITY parameter data, both forms, both ways. SBC-3 5.12.2 and 5.13.2. Pure.
+"""READ CAPACITY parameter data, both forms, both ways. SBC-3. Pure.
 
 READ CAPACITY (16), 32 bytes:
 

@@ -1,8 +1,7 @@
 """Command descriptor blocks: opcodes, layouts, building and taking apart. Pure.
 
 The initiator builds with it, the device server takes apart. Every block command has one of four layouts, told
-by the group code, the opcode's three high bits (SPC-4 4.3.2); SBC-3 puts the same fields at the same place in
-each:
+by the group code, the opcode's three high bits (SPC-4); SBC-3 puts the same fields at the same place in each:
 
     6  bytes   opcode, lba (21 bits), blocks (8; 0 is 256), control                READ(6), WRITE(6)
     10 bytes   opcode, flags, lba (32), group, blocks (16), control
@@ -25,20 +24,20 @@ BLOCK_16 = struct.Struct(">BBQIBB")
 CDB_BYTES_MAX = 16
 _LENGTH_OF_GROUP = (6, 10, 10, 0, 16, 12, 0, 0)
 
-# Flags of byte 1 of the block commands (SBC-3 5.10, 5.30, 5.41).
+# Flags of byte 1 of the block commands (SBC-3).
 DPO = 0x10
 FUA = 0x08
 BYTCHK_SHIFT = 1
-# SYNCHRONIZE CACHE and PRE-FETCH (SBC-3 5.20, 5.8).
+# SYNCHRONIZE CACHE and PRE-FETCH.
 IMMED = 0x02
-# WRITE SAME (SBC-3 5.44).
+# WRITE SAME.
 ANCHOR = 0x10
 UNMAP_BIT = 0x08
 NDOB = 0x01
 
 
 class Opcode(IntEnum):
-    """SPC-4 annex F.3, the ones that are built or executed here."""
+    """The operation codes of SPC-4 and SBC-3, the ones that are built or executed here."""
 
     TEST_UNIT_READY = 0x00
     REQUEST_SENSE = 0x03
@@ -81,7 +80,7 @@ REPORT_SUPPORTED_OPERATION_CODES_ACTION = 0x0C
 
 
 def cdb_length(opcode: int) -> int:
-    """Bytes of a CDB with this opcode, 0 where the standard leaves it open (SPC-4 4.3.2, table 7)."""
+    """Bytes of a CDB with this opcode, 0 where the standard leaves it open (group code, SPC-4)."""
     return _LENGTH_OF_GROUP[opcode >> 5]
 
 
@@ -96,7 +95,7 @@ def block_range(cdb: Buffer) -> tuple[int, int]:
         _, _, lba, blocks, _, _ = BLOCK_12.unpack_from(cdb)
     else:
         lba = (cdb[1] & 0x1F) << 16 | cdb[2] << 8 | cdb[3]
-        blocks = cdb[4] or 256  # SBC-3 5.9: READ(6) cannot say "none"
+        blocks = cdb[4] or 256  # READ (6) cannot say "none"
     return lba, blocks
 
 
@@ -111,8 +110,7 @@ def blocks_byte(cdb: Buffer) -> int:
 
 
 def block_command(opcode: int, lba: int, blocks: int, flags: int = 0) -> bytes:
-    """A block command in the layout of its opcode. Values that do not fit are the caller's mistake:
-    struct.error."""
+    """A block command in the layout of its opcode; struct.error when a value does not fit."""
     length = cdb_length(opcode)
     if length == 10:
         return BLOCK_10.pack(opcode, flags, lba, 0, blocks, 0)
@@ -143,8 +141,7 @@ def write(lba: int, blocks: int, *, fua: bool = False) -> bytes:
 
 
 def verify(lba: int, blocks: int, *, bytchk: int = 0) -> bytes:
-    """VERIFY. `bytchk`: 0 no data, 1 all the data, 3 one block that every block is compared with (SBC-3
-    5.30)."""
+    """VERIFY. `bytchk`: 0 no data, 1 all the data, 3 one block that every block is compared with."""
     return _shortest(Opcode.VERIFY_10, Opcode.VERIFY_16, lba, blocks, bytchk << BYTCHK_SHIFT)
 
 
@@ -163,7 +160,7 @@ def test_unit_ready() -> bytes:
 
 
 def inquiry(allocation_length: int = 255, *, page: int | None = None) -> bytes:
-    """INQUIRY: standard data, or a vital product data page (SPC-4 6.6)."""
+    """INQUIRY: standard data, or a vital product data page."""
     return struct.pack(">BBBHB", Opcode.INQUIRY, page is not None, page or 0, allocation_length, 0)
 
 
@@ -186,7 +183,7 @@ def report_luns(allocation_length: int, *, select_report: int = 0) -> bytes:
 
 
 def mode_sense_6(page: int, allocation_length: int = 255, *, subpage: int = 0, control: int = 0) -> bytes:
-    """`control`: 0 current, 1 changeable, 2 default, 3 saved values (SPC-4 6.13)."""
+    """`control`: 0 current, 1 changeable, 2 default, 3 saved values."""
     return bytes((Opcode.MODE_SENSE_6, 0, control << 6 | page, subpage, allocation_length, 0))
 
 
@@ -197,7 +194,7 @@ def mode_sense_10(page: int, allocation_length: int = 4096, *, subpage: int = 0,
 
 
 def mode_select_6(parameter_list_length: int, *, save: bool = False) -> bytes:
-    """The PF bit is set: the list holds pages (SPC-4 6.11)."""
+    """The PF bit is set: the list holds pages."""
     return struct.pack(">BBxxBB", Opcode.MODE_SELECT_6, 0x10 | save, parameter_list_length, 0)
 
 
@@ -212,7 +209,7 @@ def start_stop_unit(*, start: bool) -> bytes:
 def report_supported_operation_codes(
     allocation_length: int = 4096, *, options: int = 0, opcode: int = 0, service_action: int = 0
 ) -> bytes:
-    """`options`: 0 all, 1 one opcode, 2 one opcode with service action, 3 either (SPC-4 6.35)."""
+    """`options`: 0 all, 1 one opcode, 2 one opcode with service action, 3 either."""
     return struct.pack(
         ">BBBBHIBB",
         Opcode.MAINTENANCE_IN,
@@ -231,6 +228,6 @@ def unmap(parameter_list_length: int) -> bytes:
 
 
 def unmap_parameter_list(ranges: Iterable[tuple[int, int]]) -> bytes:
-    """The data of UNMAP for (lba, blocks) pairs (SBC-3 5.28.2)."""
+    """The data of UNMAP for (lba, blocks) pairs."""
     descriptors = b"".join(struct.pack(">QI4x", lba, blocks) for lba, blocks in ranges)
     return struct.pack(">HH4x", len(descriptors) + 6, len(descriptors)) + descriptors

@@ -16,7 +16,7 @@ from target.volume import Buffer, VolumeError
 
 
 class Status(IntEnum):
-    """SAM-5 5.3.1, status codes."""
+    """SAM-5, *Status codes*."""
 
     GOOD = 0x00
     CHECK_CONDITION = 0x02
@@ -47,7 +47,7 @@ GOOD = ScsiResult(Status.GOOD)
 
 @dataclass(frozen=True, slots=True)
 class Nexus:
-    """The I_T nexus a command came through (SAM-5 4.7): initiator port and target port names."""
+    """The I_T nexus a command came through (SAM-5): initiator port and target port names."""
 
     initiator_port: str
     target_port: str
@@ -57,7 +57,8 @@ class Nexus:
 class ScsiCommand:
     """One command on its way through the device server. Front ends subclass it and define `complete`.
 
-    `data_out` is all the data from the initiator, contiguous; it is valid until `complete` returns.
+    `data_out` is all the data from the initiator, contiguous; it may be a slice of a receive buffer, so it is
+    valid until the end of the turn in which the command was executed. Who needs it longer copies it.
     """
 
     __slots__ = ("cdb", "data_out", "nexus")

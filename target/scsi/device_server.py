@@ -1,7 +1,6 @@
-"""A SCSI target device as an initiator sees it: logical units by LUN, and the answers for LUNs where there is
-none.
+"""A SCSI target device as an initiator sees it: logical units by LUN, and answers for LUNs without one.
 
-Front ends hand every command to `Device.execute`. SAM-5 4.8, SPC-4 5.12 and 6.33.
+Front ends hand every command to `Device.execute`. SAM-5, *SCSI target device*; SPC-4, *REPORT LUNS command*.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from target.scsi.sense import (
 )
 from target.scsi.unit_commands import data_in, sense_data_in
 
-# SELECT REPORT, SPC-4 table 297.
+# SELECT REPORT (SPC-4, *REPORT LUNS command*).
 _ADDRESSABLE, _WELL_KNOWN, _EVERY = 0x00, 0x01, 0x02
 _REPORT_LUNS_ALLOCATION_MIN = 16
 
@@ -78,7 +77,7 @@ class Device:
         operation = operation_of(cdb)
         outcome: ScsiResult | Sense
         if isinstance(operation, Sense):
-            # A unit that is not there supports no command at all, so that comes first (SPC-4 5.12).
+            # A unit that is not there supports no command at all, so that comes first.
             outcome = operation if logical_unit is not None else _absent(cdb)
         elif operation.opcode == Opcode.REPORT_LUNS:
             outcome = self._report_luns(logical_unit, command, cdb)
@@ -101,7 +100,7 @@ class Device:
 
 
 def _absent(cdb: bytes) -> ScsiResult | Sense:
-    """What a LUN without a logical unit answers: SPC-4 6.6.1 and 6.39 let two commands through."""
+    """What a LUN without a logical unit answers: SPC-4 lets two commands through, beside REPORT LUNS."""
     if len(cdb) >= 6 and cdb[0] == Opcode.INQUIRY and not cdb[1] and not cdb[2]:
         return data_in(encode_standard(supported=False), int.from_bytes(cdb[3:5], "big"))
     if len(cdb) >= 6 and cdb[0] == Opcode.REQUEST_SENSE:

@@ -1,6 +1,6 @@
 """INQUIRY data and vital product data pages. Pure: bytes from what describes a logical unit, and back.
 
-SPC-4 6.6 and 7.8 (pages 00h, 80h, 83h), SBC-3 6.6 (pages B0h, B1h, B2h).
+SPC-4, *INQUIRY command* and *Vital product data parameters* (00h, 80h, 83h); SBC-3 (B0h, B1h, B2h).
 
 The identity of a logical unit comes from its volume's serial alone, so it is the same through every portal
 and front end, and multipath software sees one disk.
@@ -25,7 +25,7 @@ _PERIPHERAL_NOT_SUPPORTED = 0x7F  # qualifier 011b, device type 1Fh
 _SPC_4 = 0x06
 _HISUP_FORMAT_2 = 0x12
 _CMDQUE = 0x02
-_VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0)  # SAM-5, SPC-4, SBC-3, no version claimed (SPC-4 table 143)
+_VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0)  # SAM-5, SPC-4, SBC-3, no version claimed
 
 
 class VpdPage(IntEnum):
@@ -61,8 +61,7 @@ class Inquiry:
 
 
 def encode_standard(*, supported: bool = True) -> bytes:
-    """96 bytes. Not `supported`: the answer for a LUN where there is nothing (SPC-4 6.6.2, qualifier
-    011b)."""
+    """96 bytes. Not `supported`: the answer for a LUN where there is nothing (qualifier 011b)."""
     return _STANDARD.pack(
         0x00 if supported else _PERIPHERAL_NOT_SUPPORTED,
         0,
@@ -112,8 +111,7 @@ def unit_serial_number(serial: str) -> bytes:
 
 
 def device_identification(serial: str, target_port: str, relative_target_port: int) -> bytes:
-    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then the target port (SPC-4
-    7.8.5)."""
+    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then the target port."""
     naa = naa_identifier(serial)
     t10 = _text(VENDOR, 8) + _text(PRODUCT, 16) + serial.encode("ascii", "replace")
     body = (
@@ -127,13 +125,13 @@ def device_identification(serial: str, target_port: str, relative_target_port: i
 
 
 def naa_identifier(serial: str) -> bytes:
-    """8 bytes, NAA 3h, locally assigned: the project has no IEEE company id (SPC-4 7.8.5.6.4)."""
+    """8 bytes, NAA 3h, locally assigned: the project has no IEEE company id."""
     digest = hashlib.sha256(b"replctl naa " + serial.encode()).digest()
     return bytes((0x30 | digest[0] & 0x0F,)) + digest[1:8]
 
 
 def block_limits(limits: Limits, block_size: int) -> bytes:
-    """SBC-3 6.6.3. WSNZ is set: WRITE SAME must say how many blocks."""
+    """WSNZ is set: WRITE SAME must say how many blocks."""
     body = struct.pack(
         ">BBHIIIIIIIQ20x",
         0x01,
@@ -152,12 +150,12 @@ def block_limits(limits: Limits, block_size: int) -> bytes:
 
 
 def block_device_characteristics() -> bytes:
-    """SBC-3 6.6.2: medium rotation rate 1, not rotating."""
+    """Medium rotation rate 1, not rotating."""
     return encode_vpd(VpdPage.BLOCK_DEVICE_CHARACTERISTICS, struct.pack(">H58x", 1))
 
 
 def logical_block_provisioning() -> bytes:
-    """SBC-3 6.6.4: UNMAP, WRITE SAME (16) and (10) with UNMAP all work (LBPU, LBPWS, LBPWS10) and unmapped
+    """UNMAP, WRITE SAME (16) and (10) with UNMAP all work (LBPU, LBPWS, LBPWS10) and unmapped
     blocks read as zeros (LBPRZ); thin provisioned (type 2)."""
     return encode_vpd(VpdPage.LOGICAL_BLOCK_PROVISIONING, bytes((0, 0xE4, 0x02, 0)))
 
@@ -167,7 +165,7 @@ def _designator(*, code_set: int, association: int, kind: int, value: bytes) -> 
 
 
 def _scsi_name(name: str) -> bytes:
-    """Null-terminated, padded to a multiple of four, 256 bytes at the most (SPC-4 7.8.5.11)."""
+    """Null-terminated, padded to a multiple of four, 256 bytes at the most."""
     raw = name.encode()[:251] + b"\0"
     return raw + bytes(-len(raw) % 4)
 

@@ -1,15 +1,14 @@
-"""A logical unit: executes SCSI commands on a volume. Between the front ends (iSCSI, TCMU) and the write
-path.
+"""A logical unit executes SCSI commands on a volume: between the front ends and the write path.
 
-READ and WRITE (10) and (16) without flags go the short way, in this module: one unpacking, one check of the
-bounds, one volume call, with the command itself as the volume's `Request`. Everything else takes the long way
-through the table in `operations`. Both ways give the same results: the short one handles only what cannot
-fail, and leaves the rest.
+READ and WRITE (10) and (16) without flags, and WRITE with FUA, go the short way, in this module: one
+unpacking, one check of the bounds, one volume call, with the command itself as the volume's `Request`.
+Everything else takes the long way through the table in `operations`. Both ways give the same results: the
+short one handles only what cannot fail, and leaves the rest.
 """
 
 from __future__ import annotations
 
-from target.scsi.cdb import BLOCK_10, BLOCK_16, CDB_BYTES_MAX, Opcode
+from target.scsi.cdb import BLOCK_10, BLOCK_16, CDB_BYTES_MAX, FUA, Opcode
 from target.scsi.chain import Chain, check_condition
 from target.scsi.command import Nexus, ScsiCommand, ScsiResult
 from target.scsi.inquiry import Limits
@@ -27,8 +26,8 @@ from target.volume import Buffer, Volume
 _unpack_10 = BLOCK_10.unpack_from
 _unpack_16 = BLOCK_16.unpack_from
 
-# These are executed while a unit attention is pending, and leave it pending or report it themselves (SAM-5
-# 5.14).
+# These are executed while a unit attention is pending, and leave it pending or report it themselves (SAM-5,
+# *Unit attention conditions*).
 _BEFORE_UNIT_ATTENTION = (Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE)
 
 
@@ -43,11 +42,12 @@ class LogicalUnit(UnitState):
         ways[Opcode.READ_16] = self._read_16
         ways[Opcode.WRITE_16] = self._write_16
         self._ways = tuple(ways)
+        self._quiet = self.attentions.quiet
 
     def execute(self, command: ScsiCommand) -> None:
         """Execute one command; it is completed at once or later, on the loop thread."""
         cdb = command.cdb
-        if id(command.nexus) not in self.attentions.quiet and self._reported_unit_attention(command):
+        if id(command.nexus) not in self._quiet and self._reported_unit_attention(command):
             return
         if len(cdb) < CDB_BYTES_MAX:
             self.execute_any(command, cdb)
@@ -64,7 +64,7 @@ class LogicalUnit(UnitState):
         self.raise_unit_attention(CAPACITY_DATA_HAS_CHANGED)
 
     def reset(self) -> None:
-        """LOGICAL UNIT RESET (SAM-5 6.3.3), after the front end has aborted the commands."""
+        """LOGICAL UNIT RESET (SAM-5), after the front end has aborted the commands."""
         self.set_mode(ModeParameters())
         self.raise_unit_attention(BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -81,7 +81,7 @@ class LogicalUnit(UnitState):
         command.complete(check_condition(sense))
         return True
 
-    # The short way. Measured: each check here costs about 20 ns, a call about 50.
+    # The short way: measured, 0.5 us from `Device.execute` to the volume; the long way takes 5 us more.
 
     def _read_10(self, command: ScsiCommand, cdb: Buffer) -> None:
         _, flags, lba, _, blocks, control = _unpack_10(cdb)
@@ -101,7 +101,7 @@ class LogicalUnit(UnitState):
         _, flags, lba, _, blocks, control = _unpack_10(cdb)
         data = command.data_out
         if (
-            flags
+            flags & ~FUA
             or control
             or not 0 < blocks <= self.fast_write_blocks_max
             or lba + blocks > self.block_count
@@ -109,13 +109,13 @@ class LogicalUnit(UnitState):
         ):
             self.execute_any(command, cdb)
         else:
-            self.volume.write(lba << self.block_shift, data, self.write_through, command)
+            self.volume.write(lba << self.block_shift, data, self.write_through or flags != 0, command)
 
     def _write_16(self, command: ScsiCommand, cdb: Buffer) -> None:
         _, flags, lba, blocks, _, control = _unpack_16(cdb)
         data = command.data_out
         if (
-            flags
+            flags & ~FUA
             or control
             or not 0 < blocks <= self.fast_write_blocks_max
             or lba + blocks > self.block_count
@@ -123,7 +123,7 @@ class LogicalUnit(UnitState):
         ):
             self.execute_any(command, cdb)
         else:
-            self.volume.write(lba << self.block_shift, data, self.write_through, command)
+            self.volume.write(lba << self.block_shift, data, self.write_through or flags != 0, command)
 
     def execute_any(self, command: ScsiCommand, cdb: Buffer) -> None:
         """The long way, for any CDB; unit attentions are the caller's."""

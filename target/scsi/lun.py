@@ -1,7 +1,8 @@
 """Logical unit numbers on the wire, and the REPORT LUNS parameter data.
 
-SAM-5 4.7.7: eight bytes; only the first level is used. Two of its addressing methods are written (peripheral
-device below 256, flat space up to 16383) and both are read, since an initiator may address any LUN by either.
+Eight bytes, of which only the first level is used (SAM-5, *Logical unit addressing*). Two of its methods are
+written (peripheral device below 256, flat space up to 16383) and both are read, since an initiator may
+address any LUN by either.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ def encode_lun(lun: int) -> int:
 
 
 def decode_lun(field: int) -> int:
-    """The LUN in an eight-byte field, or `UNADDRESSABLE_LUN`, which no device has: the device server answers
-    it."""
+    """The LUN in an eight-byte field, or `UNADDRESSABLE_LUN`, which no device has."""
     first = field >> _FIRST_LEVEL_SHIFT
     if field & _BELOW_FIRST_LEVEL:
         return UNADDRESSABLE_LUN
@@ -42,14 +42,13 @@ def decode_lun(field: int) -> int:
 
 
 def encode_report_luns(luns: Iterable[int]) -> bytes:
-    """SPC-4 6.33: length, four reserved bytes, the LUNs."""
+    """SPC-4, *REPORT LUNS command*: length, four reserved bytes, the LUNs."""
     fields = b"".join(encode_lun(lun).to_bytes(8, "big") for lun in sorted(luns))
     return _HEADER.pack(len(fields)) + fields
 
 
 def decode_report_luns(data: Buffer) -> tuple[int, list[int]]:
-    """(bytes of the whole list, the LUNs that fitted): ask again when the first is larger than what was
-    allocated."""
+    """(bytes of the whole list, the LUNs that fitted): ask again when the first is more than allocated."""
     if len(data) < 8:
         raise PeerError(f"REPORT LUNS answered {len(data)} bytes: at least 8 are needed")
     (length,) = _HEADER.unpack_from(data)

@@ -1,4 +1,4 @@
-"""The block commands, complete: every field, any number of volume calls. SBC-3 clause 5.
+"""The block commands, complete: every field, any number of volume calls. SBC-3.
 
 READ and WRITE without flags take the short way in `logical_unit`; everything else about the medium comes
 here. A handler gets the unit, the command and its whole CDB, in which no reserved bit is set, and returns the
@@ -23,7 +23,6 @@ from target.scsi.sense import (
     miscompare_during_verify,
 )
 from target.scsi.unit_state import UnitState
-from target.volume import Buffer
 
 Outcome = ScsiResult | Sense | Steps
 
@@ -33,12 +32,11 @@ CHUNK_BYTES = 1 << 20
 _UNMAP_HEADER = struct.Struct(">HH4x")
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
 
-# BYTCHK, SBC-3 5.30 table 115.
+# BYTCHK (SBC-3, *VERIFY (10) command*).
 _MEDIUM_ONLY, _ALL_BYTES, _RESERVED, _ONE_BLOCK = range(4)
 
 
 def read(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """READ (6), (10), (12), (16): SBC-3 5.9 to 5.12."""
     extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
     if isinstance(extent, Sense):
         return extent
@@ -48,7 +46,7 @@ def read(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 
 def _read_steps(unit: UnitState, offset: int, length: int, *, fua: bool) -> Steps:
-    if fua:  # what is returned must be on the medium (SBC-3 4.15.4)
+    if fua:  # what is returned must be on the medium
         yield unit.volume.flush
     data = yield partial(unit.volume.read, offset, length)
     assert data is not None
@@ -56,9 +54,7 @@ def _read_steps(unit: UnitState, offset: int, length: int, *, fua: bool) -> Step
 
 
 def write(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """WRITE (6), (10), (12), (16): SBC-3 5.32 to 5.36.
-
-    When the initiator sent less than the CDB says, the whole blocks that came are written, and the result
+    """When the initiator sent less than the CDB says, the whole blocks that came are written, and the result
     says how many bytes it would have taken.
     """
     extent = unit.byte_range(cdb, unit.limits.transfer_bytes_max)
@@ -71,8 +67,7 @@ def write(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 
 def _data_out(unit: UnitState, command: ScsiCommand, length: int) -> tuple[memoryview, ScsiResult]:
-    """The whole blocks that came, `length` bytes at the most, and GOOD with the residual count if it was not
-    that."""
+    """The whole blocks that came, `length` bytes at the most; GOOD, with the length if it differs."""
     came = memoryview(command.data_out)
     whole = min(length, len(came) >> unit.block_shift << unit.block_shift)
     return came[:whole], GOOD if len(came) == length else ScsiResult(Status.GOOD, data_out_length=length)
@@ -85,7 +80,7 @@ def _write_steps(unit: UnitState, offset: int, data: memoryview, good: ScsiResul
 
 
 def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """WRITE AND VERIFY (10), (12), (16): SBC-3 5.37 to 5.39. The write is durable before it is verified."""
+    """The write is durable before it is verified."""
     bytchk = cdb[1] >> cdbs.BYTCHK_SHIFT & 3
     if bytchk not in (_MEDIUM_ONLY, _ALL_BYTES):
         return invalid_field_in_cdb(1, 2)
@@ -95,21 +90,22 @@ def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outco
     if (protection := unit.write_protection()) is not None:
         return protection
     data, good = _data_out(unit, command, extent[1])
-    return _write_and_verify_steps(unit, extent[0], data, good, compare=bytchk == _ALL_BYTES)
+    # The copy outlives the turn, which the command's own data do not.
+    return _write_and_verify_steps(unit, extent[0], data, good, bytes(data) if bytchk == _ALL_BYTES else None)
 
 
 def _write_and_verify_steps(
-    unit: UnitState, offset: int, data: memoryview, good: ScsiResult, *, compare: bool
+    unit: UnitState, offset: int, data: memoryview, good: ScsiResult, expected: bytes | None
 ) -> Steps:
-    if not data:
+    length = len(data)
+    if not length:
         return good
     yield partial(unit.volume.write, offset, data, True)
-    outcome = yield from _verify_steps(unit, offset, len(data), data if compare else None)
+    outcome = yield from _verify_steps(unit, offset, length, expected)
     return good if outcome is GOOD else outcome
 
 
 def verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """VERIFY (10), (12), (16): SBC-3 5.29 to 5.31."""
     bytchk = cdb[1] >> cdbs.BYTCHK_SHIFT & 3
     if bytchk == _RESERVED:
         return invalid_field_in_cdb(1, 2)
@@ -124,31 +120,29 @@ def verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     expected_bytes = length if bytchk == _ALL_BYTES else unit.block_size_bytes
     if len(command.data_out) < expected_bytes:
         return PARAMETER_LIST_LENGTH_ERROR
-    return _verify_steps(unit, offset, length, memoryview(command.data_out)[:expected_bytes])
+    return _verify_steps(unit, offset, length, bytes(command.data_out[:expected_bytes]))
 
 
-def _verify_steps(unit: UnitState, offset: int, length: int, expected: memoryview | None) -> Steps:
-    """Read the range and compare it with `expected`, which is as long as the range, or one block for all of
-    it."""
+def _verify_steps(unit: UnitState, offset: int, length: int, expected: bytes | None) -> Steps:
+    """Read the range and compare it with `expected`, as long as the range, or one block for all of it."""
     for position, count in _chunks(length):
         data = yield partial(unit.volume.read, offset + position, count)
         assert data is not None
         if expected is None:
             continue
         if len(expected) < length:
-            difference = _first_difference(data, bytes(expected) * (count // len(expected)))
+            difference = _first_difference(bytes(data), expected * (count // len(expected)))
             place = difference % len(expected)
         else:
-            difference = _first_difference(data, expected[position : position + count])
+            difference = _first_difference(bytes(data), expected[position : position + count])
             place = position + difference
         if difference >= 0:
             return miscompare_during_verify(place)
     return GOOD
 
 
-def _first_difference(left: Buffer, right: Buffer) -> int:
-    """Where two buffers of one length differ first, -1 when they do not."""
-    one, other = bytes(left), bytes(right)
+def _first_difference(one: bytes, other: bytes) -> int:
+    """Where two values of one length differ first, -1 when they do not."""
     if one == other:
         return -1
     low, high = 0, len(one)
@@ -162,7 +156,7 @@ def _first_difference(left: Buffer, right: Buffer) -> int:
 
 
 def pre_fetch(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """PRE-FETCH (10), (16): SBC-3 5.8. Reads what fits one transfer; zero blocks mean up to the end."""
+    """Reads what fits one transfer; zero blocks mean up to the end."""
     extent = unit.byte_range(cdb, unit.volume.size_bytes)
     if isinstance(extent, Sense):
         return extent
@@ -172,8 +166,9 @@ def pre_fetch(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 
 def synchronize_cache(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SYNCHRONIZE CACHE (10), (16): SBC-3 5.20. All of the volume is flushed, whatever the range, and IMMED
-    does not make the status come earlier: both are more than was asked for."""
+    """All of the volume is flushed, whatever the range, and IMMED does not make the status come earlier: both
+    are more than was asked for.
+    """
     extent = unit.byte_range(cdb, unit.volume.size_bytes)
     return extent if isinstance(extent, Sense) else flush_steps(unit)
 
@@ -184,8 +179,7 @@ def flush_steps(unit: UnitState) -> Steps:
 
 
 def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """WRITE SAME (10), (16): SBC-3 5.43, 5.44. With UNMAP a block of zeros is deallocated; any other is
-    written."""
+    """Zeros are deallocated, with UNMAP or without; any other block is written."""
     if cdb[1] & cdbs.ANCHOR:
         return invalid_field_in_cdb(1, 4)
     _, blocks = cdbs.block_range(cdb)
@@ -214,7 +208,7 @@ def _write_same_steps(unit: UnitState, offset: int, length: int, block: bytes) -
 
 
 def unmap(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """UNMAP: SBC-3 5.28. Every descriptor is checked before the first is executed."""
+    """Every descriptor is checked before the first is executed."""
     if cdb[1] & 0x01:  # ANCHOR
         return invalid_field_in_cdb(1, 0)
     length = int.from_bytes(cdb[7:9], "big")
@@ -233,7 +227,7 @@ def unmap(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 def _unmap_extents(unit: UnitState, data: bytes) -> list[tuple[int, int]] | Sense:
     _, descriptors_bytes = _UNMAP_HEADER.unpack_from(data)
-    # An incomplete last descriptor is ignored (SBC-3 5.28.2).
+    # An incomplete last descriptor is ignored (SBC-3, *UNMAP command*).
     count = min(descriptors_bytes, len(data) - _UNMAP_HEADER.size) // _UNMAP_DESCRIPTOR.size
     if count > unit.limits.unmap_descriptors_max:
         return invalid_field_in_parameter_list(2)

@@ -1,6 +1,6 @@
 """Mode pages: what MODE SENSE reports and MODE SELECT may change. Pure.
 
-SPC-4 6.11 to 6.14 and 7.5, SBC-3 6.5. Two pages, with one changeable bit each:
+SPC-4 and SBC-3, *Mode parameters*. Two pages, with one changeable bit each:
 
 - caching (08h): WCE. Set: a write is answered when it is journalled, and durable after SYNCHRONIZE CACHE.
   Cleared: every write is answered when it is durable.
@@ -113,7 +113,7 @@ def mode_select(
     block_count: int,
     block_size: int,
 ) -> ModeParameters | Sense:
-    """The parameters after a MODE SELECT; nothing changes when any part of it is wrong (SPC-4 6.11)."""
+    """The parameters after a MODE SELECT; nothing changes when any part of it is wrong."""
     if not cdb[1] & 0x10:  # PF: pages as the standard has them, not a vendor's
         return invalid_field_in_cdb(1, 4)
     if cdb[1] & 0x01:  # SP
@@ -180,8 +180,7 @@ def _block_descriptor(block_count: int, block_size: int, *, long: bool) -> bytes
 
 
 def _is_current_descriptor(descriptor: bytes, block_count: int, block_size: int) -> bool:
-    """Neither capacity nor block size can be changed; zero and all ones leave the number of blocks (SBC-3
-    6.5.2)."""
+    """Neither capacity nor block size can be changed; zero and all ones leave the number of blocks."""
     if len(descriptor) == 8:
         blocks, size = struct.unpack(">II", descriptor)
         unchanged = (0, 0xFFFFFFFF, min(block_count, 0xFFFFFFFF))

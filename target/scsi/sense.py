@@ -1,7 +1,7 @@
 """Sense data: why a command ended with CHECK CONDITION.
 
 Both sides of the wire use it: the device server makes a `Sense`, a front end encodes it, the initiator
-decodes it. Pure values. SPC-4 4.5; the additional sense codes are those of SPC-4 annex F.2.
+decodes it. Pure values. SPC-4 4.5; the additional sense codes are those of its annex.
 
 Fixed format (SPC-4 4.5.3), 18 bytes:
 
@@ -36,7 +36,7 @@ _BIT_POINTER_VALID = 0x08
 
 
 class SenseKey(IntEnum):
-    """SPC-4 4.5.6, table 48."""
+    """SPC-4 4.5.6."""
 
     NO_SENSE = 0x0
     RECOVERED_ERROR = 0x1
@@ -58,7 +58,7 @@ class SenseKey(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldPointer:
-    """Which byte, and which bit at most, of the CDB or of the parameter list was wrong (SPC-4 4.5.2.4.2)."""
+    """Which byte, and which bit at most, of the CDB or of the parameter list was wrong."""
 
     byte: int
     bit: int | None = None
@@ -77,8 +77,7 @@ class Sense:
     deferred: bool = False
 
     def encode_fixed(self) -> bytes:
-        """18 bytes. An information value that needs more than 32 bits is left out, as VALID = 0 (SPC-4
-        4.5.3)."""
+        """18 bytes. An information value that needs more than 32 bits is left out, as VALID = 0."""
         information = self.information
         valid = information is not None and information <= 0xFFFFFFFF
         flags, pointer = self._sense_key_specific()
@@ -135,7 +134,7 @@ def decode_sense(data: Buffer) -> Sense:
 
 
 def _decode_fixed(raw: bytes) -> Sense:
-    # A short answer is legal: what is missing reads as zero (SPC-4 4.2.5.6). Bytes past the stated length do
+    # A short answer is legal: what is missing reads as zero. Bytes past the stated length do
     # not count.
     length = 8 + (raw[7] if len(raw) > 7 else 0)
     first, key, information, _, asc, ascq, flags, pointer = _FIXED.unpack(
@@ -168,7 +167,7 @@ def _decode_descriptor(raw: bytes) -> Sense:
 
 
 def _field_pointer(key: SenseKey, flags: int, pointer: int) -> FieldPointer | None:
-    # With other keys the same bytes mean retry counts or progress (SPC-4 table 33).
+    # With other keys the same bytes mean retry counts or progress.
     if key is not SenseKey.ILLEGAL_REQUEST or not flags & _SKSV:
         return None
     bit = flags & 0x07 if flags & _BIT_POINTER_VALID else None
@@ -198,8 +197,7 @@ REPORTED_LUNS_DATA_HAS_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0E)
 
 
 def invalid_field_in_cdb(byte: int, bit: int | None = None) -> Sense:
-    """24h/00h; `bit` is the left-most bit of the field when it does not fill whole bytes (SPC-4
-    4.5.2.4.2)."""
+    """24h/00h; `bit` is the left-most bit of the field when it does not fill whole bytes."""
     return Sense(SenseKey.ILLEGAL_REQUEST, 0x24, 0x00, field_pointer=FieldPointer(byte, bit))
 
 

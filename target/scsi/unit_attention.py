@@ -1,8 +1,8 @@
 """Unit attention conditions: what an initiator must be told before its next command is executed.
 
-SAM-5 5.14: conditions are kept for each I_T nexus, and reported once, in order. Invariant: `quiet` holds
-exactly nexuses without a pending condition, keyed by identity, so that the hot path asks one dictionary and
-hashes no name.
+SAM-5, *Unit attention conditions*: they are kept for each I_T nexus, and reported once, in order. Invariant:
+`quiet` holds only nexuses without a pending condition, keyed by identity, so that the hot path asks one
+dictionary and hashes no name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ _QUIET_MAX = 1024
 
 
 class UnitAttentions:
-    """The pending conditions of one logical unit. A nexus never seen before has POWER ON pending (SPC-4
-    5.10)."""
+    """The pending conditions of one logical unit. A nexus never seen before has POWER ON pending."""
 
     __slots__ = ("_pending", "quiet")
 
@@ -25,7 +24,7 @@ class UnitAttentions:
         self.quiet: dict[int, Nexus] = {}
 
     def establish(self, sense: Sense, except_for: Nexus | None = None) -> None:
-        """Make `sense` pending for every nexus but one: the one that caused it (SPC-4 6.11)."""
+        """Make `sense` pending for every nexus but one: the one that caused it."""
         for nexus, pending in self._pending.items():
             # A new condition of the same kind adds nothing to one that was not reported yet.
             if nexus != except_for and sense not in pending:

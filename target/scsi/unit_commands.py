@@ -1,5 +1,4 @@
-"""The commands about the logical unit itself: identity, capacity, mode, sense. SPC-4 clause 6, SBC-3 clause
-5.
+"""The commands about the logical unit itself: identity, capacity, mode, sense. SPC-4 and SBC-3.
 
 Handlers as in `media_commands`.
 """
@@ -21,17 +20,17 @@ _LOEJ = 0x02
 
 
 def data_in(data: bytes, allocation_length: int) -> ScsiResult:
-    """Parameter data, cut at the allocation length, which is no error (SPC-4 4.2.5.6)."""
+    """Parameter data, cut at the allocation length, which is no error."""
     return ScsiResult(Status.GOOD, (data[:allocation_length],)) if allocation_length else GOOD
 
 
 def test_unit_ready(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.47."""
+    """A volume that refuses writes for now can still be read: ready."""
     return GOOD
 
 
 def request_sense(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.39: a pending unit attention is reported here, as data, and is thereby over."""
+    """A pending unit attention is reported here, as data, and is thereby over."""
     return sense_data_in(unit.attentions.take(command.nexus) or NO_SENSE, cdb)
 
 
@@ -41,7 +40,6 @@ def sense_data_in(sense: Sense, cdb: bytes) -> ScsiResult:
 
 
 def inquiry(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.6."""
     allocation_length = int.from_bytes(cdb[3:5], "big")
     if not cdb[1] & 0x01:  # EVPD
         if cdb[2]:
@@ -66,22 +64,18 @@ _VPD_PAGES: dict[int, Callable[[UnitState, ScsiCommand], bytes]] = {
 
 
 def read_capacity_10(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SBC-3 5.12."""
     return ScsiResult(Status.GOOD, (unit.capacity.encode_10(),))
 
 
 def read_capacity_16(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SBC-3 5.13."""
     return data_in(unit.capacity.encode_16(), int.from_bytes(cdb[10:14], "big"))
 
 
 def mode_sense_6(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.13."""
     return _mode_sense(unit, cdb, MODE_6, cdb[4])
 
 
 def mode_sense_10(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.14."""
     return _mode_sense(unit, cdb, MODE_10, int.from_bytes(cdb[7:9], "big"))
 
 
@@ -98,12 +92,10 @@ def _mode_sense(unit: UnitState, cdb: bytes, form: ModeForm, allocation_length: 
 
 
 def mode_select_6(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.11."""
     return _mode_select(unit, command, cdb, MODE_6)
 
 
 def mode_select_10(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.12."""
     return _mode_select(unit, command, cdb, MODE_10)
 
 
@@ -128,7 +120,7 @@ def _mode_select(unit: UnitState, command: ScsiCommand, cdb: bytes, form: ModeFo
 
 
 def start_stop_unit(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SBC-3 5.24. A stop makes everything durable; the unit stays ready, since other hosts may use it."""
+    """A stop makes everything durable; the unit stays ready, since other hosts may use it."""
     if cdb[4] >> 4:  # POWER CONDITION
         return invalid_field_in_cdb(4, 7)
     if cdb[4] & _LOEJ:
@@ -137,7 +129,7 @@ def start_stop_unit(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcom
 
 
 def send_diagnostic(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """SPC-4 6.42: the default self-test, which a working logical unit passes."""
+    """The default self-test, which a working logical unit passes."""
     if not cdb[1] & 0x04:  # SELFTEST
         return invalid_field_in_cdb(1, 2)
     return GOOD

@@ -1,5 +1,4 @@
-"""What the commands of one logical unit share: its volume, its geometry, its mode parameters, its unit
-attentions."""
+"""What the commands of one logical unit share: volume, geometry, mode parameters, unit attentions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The front end of the device server's tests: executes CDBs as a front end would and hands back their
-results."""
+"""The front end of the device server's tests: executes CDBs and hands back their results."""
 
 from __future__ import annotations
 

@@ -223,6 +223,26 @@ def test_write_and_verify_finds_what_the_medium_changed() -> None:
     assert sense_of(command.result) == sense.miscompare_during_verify(700)
 
 
+@pytest.mark.parametrize(
+    "built",
+    [
+        cdb.block_command(Opcode.WRITE_AND_VERIFY_10, 0, 2, 1 << cdb.BYTCHK_SHIFT),
+        cdb.verify(0, 2, bytchk=1),
+    ],
+)
+def test_data_out_is_not_looked_at_after_the_turn(built: bytes) -> None:
+    """A front end reads the next commands into the same buffer."""
+    initiator = Initiator()
+    initiator.volume.content[:1024] = pattern(1024)
+    initiator.volume.hold = True
+    received = bytearray(pattern(1024))
+    command = initiator.submit(built, memoryview(received))
+    received[:] = bytes(1024)
+    while initiator.volume.release():
+        pass
+    assert command.result is GOOD
+
+
 @pytest.mark.parametrize("opcode", VERIFIES)
 def test_verify_compares_every_byte(initiator: Initiator, opcode: Opcode) -> None:
     size = 3 * block_size(initiator)
