@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from target.blockdev import BlockDevice
 from target.journal.record import SequenceNumber
 from target.journal.ring import Journal
-from target.journal.superblock import Position
+from target.journal.superblock import Flag, Position
 from target.obtain import Overlay, WritePath
 from target.overlay import Generation
 from target.restore import Restored, Stretch, restore
@@ -139,6 +139,7 @@ class Background:
             limit,
             journal.superblock.group_id,
             own_reign=None if self.following else journal.superblock.reign,
+            verify=self.following and bool(journal.superblock.flags & Flag.CONSISTENT),
         )
         reader, volumes = journal.reader(), self._volumes
         self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)

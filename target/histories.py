@@ -108,11 +108,13 @@ def promote(
     epoch: int,
     reign: int,
     mirrors: Sequence[tuple[str, MirrorState, SequenceNumber]],
+    split_from: str,
     done: Done,
 ) -> None:
     """Become the primary: begin an epoch behind the last record held, and serve while the rest is restored.
 
-    `mirrors` are the sites that may follow, with what each is known to have. Epochs only grow; OperatorError otherwise.
+    `mirrors` are the sites that may follow, with what each is known to have. `split_from`: the primary of which this site is a split
+    secondary then, '' after a takeover. Epochs only grow; OperatorError otherwise.
     """
     superblock = group.journal.superblock
     if group.access is Access.FAILED:
@@ -139,11 +141,16 @@ def promote(
         if background.following:
             group.overlay.current, group.overlay.frozen = generation, None
         background.following = False
-        begin_epoch(group, epoch, reign)
-        for name in list(group.mirrors.table):
+        begin_epoch(group, epoch, reign, split_from)
+        wanted = {name for name, _, _ in mirrors}
+        for name in group.mirrors.table.keys() - wanted:
             group.mirrors.remove(name)
         for name, state, received in mirrors:
-            group.mirrors.add(name, state, received)
+            known = group.mirrors.table.get(name)
+            if known is None:
+                group.mirrors.add(name, state, received)
+            else:  # what is marked for it stays marked
+                group.mirrors.update(known, state=state)
         when_durable(group, begun)
 
     def begun(error: Exception | None) -> None:
@@ -161,7 +168,7 @@ def promote(
     when_room(group, durable)
 
 
-def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int) -> None:
+def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int, split_from: str = "") -> None:
     """Append the record that begins an epoch; the caller has waited for room (`when_room`)."""
     journal = group.journal
     superblock = journal.superblock
@@ -176,7 +183,7 @@ def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int) -> None:
     )
     journal.start_epoch(start)
     flags = (superblock.flags | Flag.CONSISTENT) & ~(Flag.PROMISED | Flag.SUPERSEDED)
-    journal.change_superblock(role=Role.PRIMARY, flags=flags, primary="")
+    journal.change_superblock(role=Role.PRIMARY, flags=flags, primary=split_from)
     if not group.write_path.append_now([NewRecord(RecordType.EPOCH, 0, 0, 0, 0, start.encode())]):
         raise OperatorError(
             f"the journal of group {group.name!r} has no room for the record that begins an epoch"

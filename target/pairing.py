@@ -78,7 +78,6 @@ def resync_mirror(
     The journal if it still reaches back to `common`, else the bitmap. Raises ConflictError when neither covers it.
     """
     _check_primary(group)
-    _ = group.mirrors[name]
     _when_ready(group, done, lambda: _resync(group, name, common, extents, done))
 
 
@@ -86,6 +85,8 @@ def _resync(
     group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
 ) -> None:
     journal = group.journal
+    if name not in group.mirrors.table and journal.keeps_from(common) is not None:
+        group.mirrors.add(name, MirrorState.ERROR, common)  # a site that followed another primary before
     mirror = group.mirrors[name]
     group.stop_copy(name)
     position = journal.keeps_from(common)

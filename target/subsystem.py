@@ -108,6 +108,10 @@ class Subsystem:
             raise OperatorError(f"there is no group {name!r} here; the groups: {known}")
         return group
 
+    def san_lun(self, name: str) -> int:
+        """Under which LUN the SAN portal offers a group's journal volume."""
+        return next(table.san_lun for table in self.config.groups if table.name == name)
+
     # -- front ends --
 
     def _front_node(self, units: dict[int, LogicalUnit]) -> TargetNode:

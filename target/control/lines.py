@@ -1,4 +1,4 @@
-"""Framing of every conversation of the host agents: one JSON object a line, UTF-8, at most 1 MiB.
+"""Framing of every conversation of the host agents: one JSON object a line, UTF-8, at most 8 MiB.
 
 Pure: bytes in, messages out. What breaks the rules is a `PeerError`; the decoder is of no more use then.
 """
@@ -13,7 +13,7 @@ from target.errors import PeerError
 
 Message = dict[str, Any]
 
-LINE_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 8 << 20
 """With the newline."""
 
 

@@ -235,12 +235,13 @@ class PromotedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Promote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Begin an epoch and serve."""
+    """Begin an epoch and serve. `split_from`: as a split secondary of this primary; '': as the primary."""
 
     group: str
     epoch: int
     reign: int
     mirrors: list[PromotedMirror]
+    split_from: str = ""
 
 
 class StartFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

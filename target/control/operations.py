@@ -134,7 +134,14 @@ class Operations:
             (mirror.name, _mirror_state(mirror.state), SequenceNumber(mirror.received))
             for mirror in params.mirrors
         ]
-        promote(group, epoch=params.epoch, reign=params.reign, mirrors=mirrors, done=_answer(reply))
+        promote(
+            group,
+            epoch=params.epoch,
+            reign=params.reign,
+            mirrors=mirrors,
+            split_from=params.split_from,
+            done=_answer(reply),
+        )
 
     def _demote(self, params: OfGroup, reply: Reply) -> None:
         group = self._subsystem.group(params.group)
@@ -195,7 +202,8 @@ class Operations:
         group = self._subsystem.group(params.group)
         position = group.journal.keeps_from(params.sequence)
         if position is not None and position.lsn <= group.journal.durable.lsn:
-            reply({"found": True, **_position(position)})
+            lun = self._subsystem.san_lun(group.name)
+            reply({"found": True, "lun": lun, "durable_lsn": group.journal.durable.lsn, **_position(position)})
         else:
             reply({"found": False})
 

@@ -10,6 +10,7 @@ import pytest
 from target.errors import ReplctlError
 from target.group import Access
 from target.histories import History, changed_since, export_since, follow, promote
+from target.journal.record import SequenceNumber
 from target.journal.superblock import MirrorState, Role
 from target.pairing import Begin, add_mirror, resync_mirror
 from target.san.fetch import Fetch, FetchState
@@ -217,6 +218,7 @@ def test_forced_takeover_and_failback_with_differences_only(tmp_path: Path) -> N
         epoch=b.group.journal.superblock.epoch + 1,
         reign=99,
         mirrors=[("a", MirrorState.LEFT, received)],
+        split_from="",
         done=ended.append,
     )
     clock.run_until(lambda: bool(ended))
@@ -258,5 +260,8 @@ def test_resync_without_knowledge_is_refused() -> None:
     pair.create()
     pair.wait_pair()
     site = pair.primary
-    with pytest.raises(ReplctlError):
-        resync_mirror(site.group, "nobody", site.group.journal.head.sequence, [], lambda begin, error: None)
+    errors: list[Exception | None] = []
+    unknown = SequenceNumber(site.group.journal.head.sequence + 1000)
+    resync_mirror(site.group, "nobody", unknown, [], lambda begin, error: errors.append(error))
+    pair.clock.run_until(lambda: bool(errors))
+    assert isinstance(errors[0], ReplctlError)

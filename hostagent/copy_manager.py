@@ -1,0 +1,551 @@
+"""The copy manager: brings the states of the two subsystems together, one group at a time. No I/O, no threads, no clock of its own.
+
+It hears of the state of its own groups (level, not edges), of links that come and go, of what peers and operators ask, and of time. It answers with
+calls and notifications through an `Environment`. Two kinds of work: *reconciling* (`_reconcile`, repeated whenever something changed, idempotent) keeps an
+existing pair running after any restart, and *flows* (`pair_flows`) do what an operator asks.
+
+The conversation of a running pair: the primary tells each mirror how far its journal is durable (note `journal.ready`); the mirror's subsystem
+fetches; the mirror tells how far it received, restored and verified (note `mirror.positions`), and the primary's subsystem releases. Positions are cumulative,
+so a lost or repeated note does no harm, and no round trip limits the throughput.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from hostagent.flow import Done, FlowRunner, Result
+from hostagent.plan import diverged, supersedes
+from hostagent.store import Store
+from target.control.messages import GroupState
+from target.errors import OperatorError, PeerError, ReplctlError
+
+_log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.25
+"""Positions are told again after this long even if nothing changed: the other side may have restarted."""
+
+TAKEOVER = "takeover"
+"""The name of the flow during which this site does not say what it is."""
+
+_FETCH_RETRY_SECONDS = 0.3
+_ASK_AGAIN_SECONDS = 0.5
+_PAIR_SAVE_SECONDS = 5.0
+
+
+class Environment(Protocol):
+    """Where the copy manager lives."""
+
+    site: str
+    peer_wait_seconds: float
+    serve_without_peers: bool
+    state_dir: str
+
+    def call(self, site: str | None, op: str, params: dict[str, Any], done: Done, timeout_seconds: float) -> None:
+        """Ask a peer, or (None) our own subsystem. `done` comes on the copy manager's thread, later."""
+
+    def notify(self, site: str, note: str, params: dict[str, Any]) -> None:
+        """Tell a peer, if its link is up."""
+
+    def link_up(self, site: str) -> bool:
+        """Whether the link to a peer is up."""
+
+    def san_address(self, site: str) -> tuple[str, str] | None:
+        """(portal, target name) of a peer's SAN portal; None for a site that is not configured."""
+
+    def peers(self) -> list[str]:
+        """The configured peers."""
+
+    def monotonic(self) -> float:
+        """Seconds."""
+
+    def wall_ns(self) -> int:
+        """This site's clock."""
+
+    def random_reign(self) -> int:
+        """63 random bits."""
+
+
+@dataclass(slots=True)
+class Announcement:
+    """What the primary said last of its journal, and when we heard it."""
+
+    site: str
+    epoch: int
+    reign: int
+    durable: int
+    durable_lsn: int
+    latest: int
+    time_ns: int
+    heard_at: float
+
+
+@dataclass(slots=True)
+class MirrorReport:
+    """What a mirror said last of itself."""
+
+    params: dict[str, Any]
+    heard_at: float
+    sending: bool = False
+    unsent: bool = True
+    mismatches_seen: int = 0
+    repaired: int = 0
+
+
+@dataclass(slots=True)
+class Group:
+    """What the copy manager knows of one group."""
+
+    name: str
+    state: GroupState | None = None
+    announced: Announcement | None = None
+    reports: dict[str, MirrorReport] = field(default_factory=dict)
+    peer_states: dict[str, tuple[GroupState, float]] = field(default_factory=dict)
+    """What each peer said last, and when we asked for it (-1: it told unasked)."""
+    told: dict[str, tuple[int, float]] = field(default_factory=dict)
+    positions_told: tuple[object, float] = ((), 0.0)
+    shipped: dict[str, int] = field(default_factory=dict)
+    confirm_since: float | None = None
+    asking: bool = False
+    next_ask_at: float = 0.0
+    fetch_asked: bool = False
+    fetch_retry_at: float = 0.0
+    advanced_to: int = 0
+    link_reason: str = ""
+    conflict: str = ""
+    mirror_states: dict[str, str] = field(default_factory=dict)
+    pairs_saved_at: float = 0.0
+
+
+class CopyManager:
+    """One site's copy manager. All methods run on one thread."""
+
+    def __init__(self, environment: Environment, store: Store, group_names: tuple[str, ...]) -> None:
+        self.environment = environment
+        self.store = store
+        self.groups = {name: Group(name) for name in group_names}
+        self.flows = FlowRunner(environment)
+        self.target_up = False
+
+    # -- what is known --
+
+    def group(self, name: object) -> Group:
+        """A group by name; OperatorError when it is not one of ours."""
+        found = self.groups.get(name) if isinstance(name, str) else None
+        if found is None:
+            known = ", ".join(sorted(self.groups)) or "none"
+            raise OperatorError(f"there is no group {name!r} at site {self.environment.site!r}; the groups: {known}")
+        return found
+
+    def state_of(self, group: Group) -> GroupState:
+        """The state of our own subsystem's group; PeerError while the subsystem does not answer."""
+        if group.state is None or not self.target_up:
+            raise PeerError(
+                f"the storage subsystem of site {self.environment.site!r} does not answer: is it running? "
+                "(its log tells; replctl lab status shows the daemons of a lab)"
+            )
+        return group.state
+
+    def log(self, group: str, kind: str, text: str, **facts: object) -> None:
+        """Write the event log."""
+        _log.info("%s: %s: %s", group, kind, text)
+        self.store.log(self.environment.wall_ns(), group, kind, text, facts)
+
+    # -- what happens --
+
+    def on_group_state(self, params: object) -> None:
+        """Our subsystem told the state of a group."""
+        state = msgspec.convert(params, GroupState)
+        group = self.groups.get(state.name)
+        if group is None:
+            return
+        before, group.state = group.state, state
+        self._note_changes(group, before, state)
+        self._reconcile(group)
+        self.flows.poll()
+
+    def on_target_up(self) -> None:
+        """The control socket answers."""
+        self.target_up = True
+
+    def on_target_down(self) -> None:
+        """The subsystem is gone; its state is not known until it comes back."""
+        self.target_up = False
+        for group in self.groups.values():
+            group.state = None
+            group.fetch_asked = group.asking = False
+            group.confirm_since = None
+            group.advanced_to = 0
+
+    def on_peer_up(self, site: str) -> None:
+        """The link to a peer is up."""
+        for group in self.groups.values():
+            group.told.pop(site, None)
+            group.positions_told = ((), 0.0)
+            group.next_ask_at = 0.0
+            self._reconcile(group)
+
+    def on_peer_down(self, site: str, reason: str) -> None:
+        """The link to a peer is gone."""
+        for group in self.groups.values():
+            group.peer_states.pop(site, None)
+
+    def on_tick(self) -> None:
+        """Some time passed: about ten times a second."""
+        for group in self.groups.values():
+            self._reconcile(group)
+        self.flows.poll()
+
+    def on_note(self, site: str, note: str, params: dict[str, Any]) -> None:
+        """A peer told something."""
+        group = self.groups.get(params.get("group", ""))
+        if group is None:
+            return
+        if note == "journal.ready":
+            self._on_ready(group, site, params)
+        elif note == "mirror.positions":
+            self._on_positions(group, site, params)
+        else:
+            _log.warning("%s sent a note that is not known: %s", site, note)
+
+    # -- reconciling --
+
+    def _reconcile(self, group: Group) -> None:
+        state = group.state
+        if state is None or not self.target_up:
+            return
+        self._exchange_states(group, state)
+        if state.role == "primary":
+            self._confirm(group, state)
+            self._tell_ready(group, state)
+            self._save_pairs(group, state)
+        elif state.role == "secondary":
+            self._fetch(group, state)
+            self._tell_positions(group, state)
+
+    def _exchange_states(self, group: Group, state: GroupState) -> None:
+        """Know the state of the group at every peer that matters, not older than a moment."""
+        now = self.environment.monotonic()
+        if group.asking or now < group.next_ask_at or (state.role == "simplex" and not state.epochs):
+            return
+        if self.flows.doing(group.name) == TAKEOVER:
+            return  # what we are is about to change: better said when it is certain
+        sites = [site for site in self.environment.peers() if self.environment.link_up(site)]
+        if not sites:
+            return
+        group.asking = True
+        group.next_ask_at = now + _ASK_AGAIN_SECONDS
+        left = len(sites)
+
+        def answered(site: str, result: Result | None) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                group.asking = False
+            if result is not None and "state" in result:
+                self._on_peer_state(group, site, result)
+                group.peer_states[site] = (group.peer_states[site][0], now)
+            self._reconcile(group)
+
+        for site in sites:
+            self.environment.call(
+                site,
+                "group.exchange",
+                {"group": group.name, "state": msgspec.to_builtins(state)},
+                lambda result, error, site=site: answered(site, result),  # type: ignore[misc]
+                5.0,
+            )
+
+    def on_exchange(self, group: Group, site: str, params: dict[str, Any]) -> Result:
+        """A peer showed its state of a group and asks for ours."""
+        if params.get("state") is not None:
+            self._on_peer_state(group, site, params)
+        if group.state is None or not self.target_up or self.flows.doing(group.name) == TAKEOVER:
+            return {}
+        return {"state": msgspec.to_builtins(group.state)}
+
+    def _on_peer_state(self, group: Group, site: str, result: Result) -> None:
+        theirs = msgspec.convert(result["state"], GroupState)
+        _, asked_at = group.peer_states.get(site, (theirs, -1.0))
+        group.peer_states[site] = (theirs, asked_at)
+        if theirs.role == "primary" and not theirs.primary:
+            self.store.heard_of(group.name, theirs.group_id, theirs.epoch, theirs.reign, site)
+        mine = group.state
+        if mine is None or mine.role != "primary" or mine.access == "failed":
+            return
+        if supersedes(theirs, mine) and not mine.primary and not mine.superseded:
+            self.log(
+                group.name,
+                "superseded",
+                f"{site} reigns in epoch {theirs.epoch}, this site's is {mine.epoch}: writes are refused from here on",
+                peer=site,
+                epoch=theirs.epoch,
+            )
+            self._set_access(group, "read_only", f"superseded by {site} in epoch {theirs.epoch}", superseded=True)
+        elif diverged(theirs, mine):
+            text = f"{site} reigns too, in another epoch {theirs.epoch}: both sites were taken over"
+            if group.conflict != text:
+                group.conflict = text
+                self.log(group.name, "conflict", text, peer=site, epoch=theirs.epoch)
+
+    def _set_access(self, group: Group, access: str, reason: str, *, superseded: bool = False) -> None:
+        params = {"group": group.name, "access": access, "reason": reason, "superseded": superseded}
+
+        def done(_: Result | None, error: ReplctlError | None) -> None:
+            if error is not None:
+                _log.warning("%s: access %s was not set: %s", group.name, access, error)
+
+        self.environment.call(None, "group.access", params, done, 10.0)
+
+    def _confirm(self, group: Group, state: GroupState) -> None:
+        """After a start: serve when no peer knows a newer epoch, or when the policy says so without their word."""
+        if state.access != "hold" or self.flows.busy(group.name):
+            group.confirm_since = None
+            return
+        now = self.environment.monotonic()
+        if group.confirm_since is None:
+            group.confirm_since = now
+        if state.primary:  # a split secondary serves in its own right
+            self._set_access(group, "serve", "")
+            return
+        known = self.store.newest_epoch(group.name, state.group_id)
+        if known is not None and known.epoch > state.epoch:
+            text = f"superseded by {known.site} in epoch {known.epoch}"
+            self._set_access(group, "read_only", text, superseded=True)
+            return
+        asked = {mirror.name for mirror in state.mirrors}
+        # Only answers to questions of after: an older one may have crossed a takeover that began meanwhile.
+        fresh = {site for site, (_, asked_at) in group.peer_states.items() if asked_at >= group.confirm_since}
+        if asked <= fresh:
+            self._set_access(group, "serve", "")
+        elif now - group.confirm_since >= self.environment.peer_wait_seconds and not state.promised:
+            silent = ", ".join(sorted(asked - fresh))
+            if self.environment.serve_without_peers:
+                self.log(group.name, "serve", f"{silent} did not answer; the policy is to serve")
+                self._set_access(group, "serve", "")
+            elif state.reason != "refused":
+                text = f"{silent} did not answer; the policy is to refuse writes until they do (or takeover --force)"
+                self.log(group.name, "refuse", text)
+                group.confirm_since = now
+
+    # -- at the primary --
+
+    def _tell_ready(self, group: Group, state: GroupState) -> None:
+        now = self.environment.monotonic()
+        for mirror in state.mirrors:
+            if mirror.state not in ("copy", "pair") or not self.environment.link_up(mirror.name):
+                continue
+            told, at = group.told.get(mirror.name, (-1, 0.0))
+            if told == state.durable and now - at < REPORT_SECONDS:
+                continue
+            group.told[mirror.name] = (state.durable, now)
+            self.environment.notify(
+                mirror.name,
+                "journal.ready",
+                {
+                    "group": group.name,
+                    "epoch": state.epoch,
+                    "reign": state.reign,
+                    "durable": state.durable,
+                    "durable_lsn": state.durable_lsn,
+                    "latest": state.latest,
+                    "time_ns": self.environment.wall_ns(),
+                },
+            )
+
+    def _on_positions(self, group: Group, site: str, params: dict[str, Any]) -> None:
+        state = group.state
+        if state is None or state.role != "primary":
+            return
+        if (params.get("epoch"), params.get("reign")) not in {(e.epoch, e.reign) for e in state.epochs}:
+            return
+        report = group.reports.get(site)
+        if report is None:
+            report = group.reports[site] = MirrorReport(params, 0.0)
+        report.params, report.heard_at, report.unsent = params, self.environment.monotonic(), True
+        group.shipped[site] = params["latest"]
+        self._release(group, site, report)
+        self._repair(group, site, report)
+
+    def _release(self, group: Group, site: str, report: MirrorReport) -> None:
+        """Hand the newest positions to our subsystem, one call at a time."""
+        state = group.state
+        if report.sending or not report.unsent or state is None:
+            return
+        if not any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors):
+            return
+        report.sending, report.unsent = True, False
+        params = {"group": group.name, "mirror": site}
+        params.update({key: report.params[key] for key in ("received", "restored", "verified")})
+
+        def done(_: Result | None, error: ReplctlError | None) -> None:
+            report.sending = False
+            if error is None:
+                self._release(group, site, report)
+
+        self.environment.call(None, "mirror.report", params, done, 10.0)
+
+    def _repair(self, group: Group, site: str, report: MirrorReport) -> None:
+        """What a verify found different is copied again, as a base record, in sequence."""
+        mismatches = report.params.get("mismatches", [])
+        if len(mismatches) < report.mismatches_seen:
+            report.mismatches_seen = 0  # the mirror counts from the start again
+        fresh = mismatches[report.mismatches_seen :]
+        if not fresh:
+            return
+        report.mismatches_seen = len(mismatches)
+        self.log(group.name, "mismatch", f"{site} differed in {len(fresh)} extents; they are copied again", extents=fresh)
+
+        def done(_: Result | None, error: ReplctlError | None) -> None:
+            if error is None:
+                report.repaired += len(fresh)
+            else:
+                report.mismatches_seen -= len(fresh)
+
+        self.environment.call(
+            None, "mirror.mark", {"group": group.name, "mirror": site, "extents": fresh}, done, 30.0
+        )
+
+    # -- at the secondary --
+
+    def _on_ready(self, group: Group, site: str, params: dict[str, Any]) -> None:
+        state = group.state
+        if state is None or state.role != "secondary" or state.primary != site:
+            return
+        group.announced = Announcement(
+            site,
+            params["epoch"],
+            params["reign"],
+            params["durable"],
+            params["durable_lsn"],
+            params["latest"],
+            params["time_ns"],
+            self.environment.monotonic(),
+        )
+        self.store.heard_of(group.name, state.group_id, params["epoch"], params["reign"], site)
+        self._fetch(group, state)
+
+    def _fetch(self, group: Group, state: GroupState) -> None:
+        """Keep the transfer running, and tell it how far it may read."""
+        announced = group.announced
+        if announced is None or self.flows.busy(group.name):
+            return
+        running = state.fetch is not None and state.fetch.state in ("connecting", "reading")
+        if running:
+            if announced.durable_lsn > group.advanced_to:
+                group.advanced_to = announced.durable_lsn
+                self.environment.call(
+                    None,
+                    "fetch.advance",
+                    {"group": group.name, "durable_lsn": announced.durable_lsn},
+                    lambda result, error: None,
+                    10.0,
+                )
+            return
+        now = self.environment.monotonic()
+        if group.fetch_asked or now < group.fetch_retry_at or not self.environment.link_up(state.primary):
+            return
+        group.fetch_asked = True
+        group.fetch_retry_at = now + _FETCH_RETRY_SECONDS
+        self.environment.call(
+            state.primary,
+            "journal.source",
+            {"group": group.name, "sequence": state.latest},
+            lambda result, error: self._source_found(group, result, error),
+            10.0,
+        )
+
+    def _source_found(self, group: Group, result: Result | None, error: ReplctlError | None) -> None:
+        state = group.state
+        if state is None or state.role != "secondary" or self.flows.busy(group.name):
+            group.fetch_asked = False
+            return
+        address = self.environment.san_address(state.primary)
+        if result is None or not result.get("found") or address is None:
+            group.fetch_asked = False
+            group.link_reason = str(error) if error else str(result and result.get("reason") or "no SAN address")
+            return
+        group.link_reason = ""
+        portal, target = address
+        group.advanced_to = result["durable_lsn"]
+
+        def started(_: Result | None, failure: ReplctlError | None) -> None:
+            group.fetch_asked = False
+            if failure is not None:
+                group.link_reason = str(failure)
+
+        self.environment.call(
+            None,
+            "fetch.start",
+            {
+                "group": group.name,
+                "portal": portal,
+                "target": target,
+                "lun": result["lun"],
+                "lsn": result["lsn"],
+                "durable_lsn": result["durable_lsn"],
+            },
+            started,
+            10.0,
+        )
+
+    def _tell_positions(self, group: Group, state: GroupState) -> None:
+        if not state.primary or not self.environment.link_up(state.primary):
+            return
+        now = self.environment.monotonic()
+        facts = (state.latest, state.durable, state.restored, state.verified, state.verified_extents, state.consistent)
+        told, at = group.positions_told
+        if told == facts and now - at < REPORT_SECONDS:
+            return
+        group.positions_told = (facts, now)
+        self.environment.notify(
+            state.primary,
+            "mirror.positions",
+            {
+                "group": group.name,
+                "epoch": state.epoch,
+                "reign": state.reign,
+                "latest": state.latest,
+                "received": state.durable,
+                "restored": state.restored,
+                "verified": state.verified,
+                "verified_extents": state.verified_extents,
+                "mismatches": state.mismatches,
+                "consistent": state.consistent,
+                "fetch": msgspec.to_builtins(state.fetch),
+            },
+        )
+
+    # -- history --
+
+    def _note_changes(self, group: Group, before: GroupState | None, state: GroupState) -> None:
+        """Log what an operator would want to find later."""
+        if before is None or (before.role, before.access, before.epoch) != (state.role, state.access, state.epoch):
+            text = f"{state.role} in epoch {state.epoch}, access {state.access}"
+            self.log(group.name, "role", text + (f" ({state.reason})" if state.reason else ""))
+        states = {mirror.name: mirror.state for mirror in state.mirrors}
+        for mirror in state.mirrors:
+            if group.mirror_states.get(mirror.name) != mirror.state:
+                reason = f": {mirror.reason}" if mirror.reason else ""
+                self.log(group.name, "pair", f"{mirror.name} is in state {mirror.state}{reason}")
+                group.pairs_saved_at = 0.0
+        for name in group.mirror_states.keys() - states.keys():
+            self.store.remove_pair(group.name, name)
+        group.mirror_states = states
+        fetch, old = state.fetch, before.fetch if before else None
+        if fetch is not None and (old is None or old.state != fetch.state):
+            reason = f": {fetch.reason}" if fetch.reason else ""
+            self.log(group.name, "SAN link", f"{state.primary}: {fetch.state}{reason}")
+
+    def _save_pairs(self, group: Group, state: GroupState) -> None:
+        now = self.environment.monotonic()
+        if now - group.pairs_saved_at < _PAIR_SAVE_SECONDS:
+            return
+        group.pairs_saved_at = now
+        for mirror in state.mirrors:
+            self.store.save_pair(
+                group.name, mirror.name, state.role, mirror.state, mirror.received, mirror.restored
+            )

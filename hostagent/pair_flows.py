@@ -1,0 +1,417 @@
+"""What operators ask for, one step after the other: create, split, resync, delete, take over. Generators for `FlowRunner`.
+
+Every flow may be repeated after it broke off anywhere: each step finds out how far things are. The order within a flow is the safe one: a
+promise or a mark is durable before what depends on it happens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostagent.copy_manager import CopyManager, Group
+from hostagent.flow import Call, Flow, Wait
+from hostagent.pair_states import Event, PairState, mirror_state, next_state
+from hostagent.plan import Fork, TakeoverPlan, fork_point, plan_takeover
+from target.control.messages import GroupState, MirrorStatus
+from target.errors import ConflictError, OperatorError, PeerError, ReplctlError
+
+_CATCH_UP_SECONDS = 120.0
+_EXTENTS_PER_CALL = 20_000
+_FULL_PERCENT = 70
+
+
+def pair_state_of(state: GroupState, mirror: MirrorStatus) -> PairState:
+    """The pair state of one mirror, as the primary sees it."""
+    return mirror_state(
+        mirror.state,
+        filling=state.journal_used_percent >= _FULL_PERCENT and mirror.received < state.durable,
+        journal_reaches=mirror.journal_reaches,
+    )
+
+
+def _mirror_of(state: GroupState, site: str) -> MirrorStatus:
+    for mirror in state.mirrors:
+        if mirror.name == site:
+            return mirror
+    known = ", ".join(mirror.name for mirror in state.mirrors) or "none"
+    raise OperatorError(f"group {state.name!r} has no mirror {site!r}; its mirrors: {known}")
+
+
+def _mirrors(state: GroupState, site: str | None) -> list[str]:
+    """The mirrors that are meant; OperatorError when there is none."""
+    if site is not None:
+        return [_mirror_of(state, site).name]
+    if not state.mirrors:
+        raise OperatorError(f"group {state.name!r} is in no pair: create one first (pair create)")
+    return [mirror.name for mirror in state.mirrors]
+
+
+def _at_primary(state: GroupState, what: str) -> None:
+    if state.role == "secondary" or state.primary:
+        raise OperatorError(f"{what} of group {state.name!r} is done at its primary, {state.primary!r}")
+    if state.access != "serve" and state.role == "primary":
+        raise OperatorError(f"{what}: group {state.name!r} does not serve here: {state.reason}")
+
+
+class PairFlows:
+    """The flows of one copy manager."""
+
+    def __init__(self, manager: CopyManager) -> None:
+        self._manager = manager
+        self._environment = manager.environment
+
+    # -- steps --
+
+    def _own(self, group: Group) -> Flow:
+        """The state of our group, as it is now and not as it was last told."""
+        result = yield Call(None, "group.state", {"group": group.name})
+        group.state = msgspec.convert(result, GroupState)
+        return {"state": group.state}
+
+    def _peer(self, group: Group, site: str) -> Flow:
+        if site not in self._environment.peers():
+            known = ", ".join(self._environment.peers()) or "none"
+            raise OperatorError(f"site {site!r} is not configured here; the peers: {known}")
+        result = yield Call(site, "group.state", {"group": group.name}, 10.0)
+        return {"state": msgspec.convert(result, GroupState)}
+
+    def _at(self, site: str | None, group: Group, sequence: int) -> Flow:
+        return (yield Call(site, "journal.at", {"group": group.name, "sequence": sequence}, 10.0))
+
+    # -- pair create --
+
+    def create(self, group: Group, site: str) -> Flow:
+        """Make a site a secondary: everything is copied once."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        _at_primary(mine, "pair create")
+        theirs: GroupState = (yield from self._peer(group, site))["state"]
+        if site in {mirror.name for mirror in mine.mirrors}:
+            if theirs.role == "secondary" and theirs.primary == self._environment.site:
+                return {"changed": False}
+            yield Call(None, "mirror.remove", {"group": group.name, "mirror": site})  # a create that broke off
+        _check_volumes(mine, theirs, site)
+        if theirs.role != "simplex":
+            whose = f"a secondary of {theirs.primary!r}" if theirs.role == "secondary" else "a primary"
+            raise ConflictError(
+                f"group {group.name!r} at {site} is {whose}: delete that pair first", role=theirs.role
+            )
+        new = next_state(PairState.SMPL, Event.CREATE)
+        begin = yield Call(
+            None,
+            "mirror.add",
+            {"group": group.name, "mirror": site, "reign": self._environment.random_reign()},
+        )
+        try:
+            yield from self._follow(group, site, begin)
+        except ReplctlError:
+            yield Call(None, "mirror.remove", {"group": group.name, "mirror": site})
+            raise
+        self._manager.log(group.name, "pair create", f"{site} is a secondary now: {new}", mirror=site)
+        return {"changed": True}
+
+    def _follow(self, group: Group, site: str, begin: dict[str, Any]) -> Flow:
+        """Tell a site from which record on it follows us."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        params = {
+            "group": group.name,
+            "primary": self._environment.site,
+            "group_id": mine.group_id,
+            "epochs": msgspec.to_builtins(mine.epochs),
+            "sequence": begin["sequence"],
+            "digest": begin["digest"],
+            "consistent": begin["consistent"],
+        }
+        return (yield Call(site, "pair.follow", params, 90.0))
+
+    # -- pair split, delete --
+
+    def split(self, group: Group, site: str | None) -> Flow:
+        """Suspend at one point for all volumes, and let the secondary be written."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        _at_primary(mine, "pair split")
+        changed = False
+        for name in _mirrors(mine, site):
+            mirror = _mirror_of(mine, name)
+            state = pair_state_of(mine, mirror)
+            if state in ("PSUS", "PFUS"):
+                continue
+            next_state(state, Event.SPLIT)
+            marker = yield Call(None, "marker.create", {"group": group.name, "name": f"split {name}"})
+            sequence = int(marker["sequence"])
+            yield Wait(
+                lambda name=name, sequence=sequence: self._restored(group, name) >= sequence,  # type: ignore[misc]
+                f"restoring the split point at {name}",
+                _CATCH_UP_SECONDS,
+            )
+            suspended = {"group": group.name, "mirror": name, "state": "split", "reason": "split by an operator"}
+            yield Call(None, "mirror.suspend", suspended)
+            yield Call(name, "pair.split", {"group": group.name, "primary": self._environment.site}, 60.0)
+            self._manager.log(group.name, "pair split", f"{name} was split at record {sequence}", mirror=name)
+            changed = True
+        return {"changed": changed}
+
+    def _restored(self, group: Group, site: str) -> int:
+        if group.state is None:
+            return -1
+        return next((mirror.restored for mirror in group.state.mirrors if mirror.name == site), -1)
+
+    def delete(self, group: Group, site: str | None) -> Flow:
+        """End a pair. At a secondary whose primary is gone for good this may be asked too."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        if mine.role == "simplex":
+            return {"changed": False}
+        if mine.role == "secondary" or mine.primary:
+            if self._environment.link_up(mine.primary):
+                raise OperatorError(f"the primary {mine.primary!r} is there: pair delete {group.name} at {mine.primary}")
+            yield Call(None, "group.demote", {"group": group.name}, 90.0)
+            self._manager.log(group.name, "pair delete", f"simplex again, without a word from {mine.primary}")
+            return {"changed": True}
+        told = True
+        for name in _mirrors(mine, site):
+            yield Call(None, "mirror.remove", {"group": group.name, "mirror": name}, 90.0)
+            try:
+                yield Call(name, "pair.release", {"group": group.name, "primary": self._environment.site}, 90.0)
+            except PeerError as error:
+                told = False
+                self._manager.log(
+                    group.name, "pair delete", f"{name} could not be told ({error}): pair delete {group.name} there too"
+                )
+            self._manager.log(group.name, "pair delete", f"{name} is no mirror any more", mirror=name)
+        return {"changed": True, "peer_told": told}
+
+    # -- pair resync --
+
+    def resync(self, group: Group, site: str | None) -> Flow:
+        """Resume: differences only, whichever side wrote them."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        _at_primary(mine, "pair resync")
+        names = [site] if site is not None else _mirrors(mine, None)
+        changed = False
+        for name in names:
+            result = yield from self._resync_one(group, name)
+            changed = changed or result["changed"]
+        return {"changed": changed}
+
+    def _resync_one(self, group: Group, name: str) -> Flow:
+        mine: GroupState = (yield from self._own(group))["state"]
+        theirs: GroupState = (yield from self._peer(group, name))["state"]
+        mirror = next((mirror for mirror in mine.mirrors if mirror.name == name), None)
+        follows = theirs.role == "secondary" and theirs.primary == self._environment.site
+        if mirror is not None:
+            state = pair_state_of(mine, mirror)
+            if state in ("PAIR", "PFUL", "COPY") and follows:
+                return {"changed": False}
+            if state not in ("PAIR", "PFUL", "COPY"):
+                next_state(state, Event.RESYNC)
+        fork = fork_point(mine, theirs)
+        yield from self._check_fork(group, name, fork)
+        extents: list[list[int]] = []
+        if fork.loser_wrote or theirs.role == "primary":
+            extents = yield from self._take_back(group, name, fork, theirs)
+        for start in range(0, len(extents), _EXTENTS_PER_CALL):
+            part = extents[start : start + _EXTENTS_PER_CALL]
+            if start + _EXTENTS_PER_CALL < len(extents):
+                yield Call(None, "mirror.mark", {"group": group.name, "mirror": name, "extents": part})
+            else:
+                extents = part
+        begin = yield Call(
+            None,
+            "mirror.resync",
+            {"group": group.name, "mirror": name, "common": fork.sequence, "extents": extents},
+            60.0,
+        )
+        yield from self._follow(group, name, begin)
+        size = sum(extent[2] for extent in extents)
+        self._manager.log(
+            group.name,
+            "pair resync",
+            f"{name} follows from record {begin['sequence']} on; {size} bytes it wrote on its own are copied back",
+            mirror=name,
+            common=fork.sequence,
+        )
+        return {"changed": True}
+
+    def _check_fork(self, group: Group, name: str, fork: Fork) -> Flow:
+        """Both sides must have the same digest at the fork, as far as they still know it."""
+        mine = yield from self._at(None, group, fork.sequence)
+        theirs = yield from self._at(name, group, fork.sequence)
+        digests = {found["digest"] for found in (mine, theirs) if found.get("found")}
+        if fork.digest:
+            digests.add(fork.digest)
+        if len(digests) > 1:
+            raise ConflictError(
+                f"group {group.name!r}: this site and {name} have different histories at record {fork.sequence}, "
+                "although their epochs are the same. Delete the pair and create it again (a full copy)",
+                sequence=fork.sequence,
+            )
+        return {}
+
+    def _take_back(self, group: Group, name: str, fork: Fork, theirs: GroupState) -> Flow:
+        """What the other side wrote alone: exported there, and to be copied over here."""
+        exported = yield Call(
+            name,
+            "pair.export",
+            {"group": group.name, "sequence": fork.sequence, "epoch": theirs.epoch},
+            300.0,
+        )
+        if exported["records"]:
+            self._manager.log(
+                group.name,
+                "export",
+                f"{name} had {exported['records']} records behind {fork.sequence} that are in no other site's history; "
+                f"they are kept there as {exported['path']}",
+                **exported,
+            )
+        changed = yield Call(
+            name,
+            "pair.changed",
+            {"group": group.name, "sequence": fork.sequence, "peer": self._environment.site},
+            300.0,
+        )
+        return changed["extents"]
+
+    # -- takeover --
+
+    def plan(self, group: Group, *, force: bool) -> Flow:
+        """What a takeover here would do."""
+        plan = yield from self._plan(group, force=force)
+        return {"plan": plan["plan"].to_json()}
+
+    def _plan(self, group: Group, *, force: bool) -> Flow:
+        mine: GroupState = (yield from self._own(group))["state"]
+        primary: GroupState | None = None
+        if mine.primary and self._environment.link_up(mine.primary):
+            try:
+                primary = (yield from self._peer(group, mine.primary))["state"]
+            except PeerError:
+                primary = None
+        announced = group.announced
+        now_ns = self._environment.wall_ns()
+        if announced is not None:
+            elapsed = self._environment.monotonic() - announced.heard_at
+            now_ns = announced.time_ns + int(elapsed * 1e9)
+        plan = plan_takeover(
+            self._environment.site,
+            mine,
+            primary,
+            force=force,
+            link_up=bool(mine.primary) and self._environment.link_up(mine.primary),
+            latest_announced=announced.latest if announced is not None else 0,
+            now_ns=now_ns,
+        )
+        return {"plan": plan, "mine": mine}
+
+    def takeover(self, group: Group, *, force: bool) -> Flow:
+        """Make this site the primary: by agreement, or by force."""
+        started = self._environment.monotonic()
+        found = yield from self._plan(group, force=force)
+        plan: TakeoverPlan = found["plan"]
+        mine: GroupState = found["mine"]
+        if plan.refused is not None:
+            raise OperatorError(plan.refused)
+        self._manager.log(group.name, "takeover", f"{plan.mode} takeover begins", plan=plan.to_json())
+        if plan.mode == "unneeded":
+            if mine.access != "serve":
+                yield Call(
+                    None,
+                    "group.access",
+                    {"group": group.name, "access": "serve", "reason": "", "superseded": False},
+                )
+            return self._taken(group, plan, mine.epoch, started, changed=mine.access != "serve")
+        if mine.role == "primary" and mine.superseded:
+            epoch = self._next_epoch(group, mine, None)
+            yield from self._promote(group, epoch, [(mirror.name, mirror.received) for mirror in mine.mirrors])
+            return self._taken(group, plan, epoch, started, changed=True)
+        end = yield from self._fence(group, plan)
+        epoch = self._next_epoch(group, mine, end.get("epoch"))
+        received = end.get("sequence", mine.durable) if plan.mode == "planned" else mine.durable
+        if plan.mode == "planned":
+            try:
+                yield Wait(
+                    lambda: group.state is not None and group.state.restored >= received,
+                    f"restoring everything up to record {received}",
+                    _CATCH_UP_SECONDS,
+                )
+            except PeerError:
+                yield Call(plan.old_primary, "takeover.abort", {"group": group.name}, 10.0)
+                raise
+        else:
+            yield Call(None, "fetch.stop", {"group": group.name})
+            received = (yield from self._own(group))["state"].latest
+            if mine.role == "primary":  # a split secondary: the old primary shares nothing behind the split
+                received = mine.epochs[-1].fork_sequence
+        yield from self._promote(group, epoch, [(plan.old_primary, received)] if plan.old_primary else [])
+        if plan.mode == "planned":
+            try:
+                yield from self._resync_one(group, plan.old_primary)
+            except ReplctlError as error:
+                self._manager.log(group.name, "takeover", f"{plan.old_primary} does not follow yet: {error}")
+        return self._taken(group, plan, epoch, started, changed=True)
+
+    def _fence(self, group: Group, plan: TakeoverPlan) -> Flow:
+        """Have the old primary stop serving writes, if it can be asked; it says where its journal ends."""
+        if not plan.old_primary_reachable:
+            return {}
+        try:
+            return (yield Call(plan.old_primary, "takeover.quiesce", {"group": group.name}, 30.0))
+        except ReplctlError:
+            if plan.mode == "planned":
+                raise
+            return {}
+
+    def _next_epoch(self, group: Group, mine: GroupState, old: int | None) -> int:
+        known = self._manager.store.newest_epoch(group.name, mine.group_id)
+        return max(mine.epoch, old or 0, known.epoch if known else 0) + 1
+
+    def _promote(self, group: Group, epoch: int, mirrors: list[tuple[str, int]]) -> Flow:
+        params = {
+            "group": group.name,
+            "epoch": epoch,
+            "reign": self._environment.random_reign(),
+            "mirrors": [{"name": name, "state": "left", "received": received} for name, received in mirrors],
+        }
+        return (yield Call(None, "group.promote", params, 120.0))
+
+    def _taken(
+        self, group: Group, plan: TakeoverPlan, epoch: int, started: float, *, changed: bool
+    ) -> dict[str, Any]:
+        seconds = self._environment.monotonic() - started
+        group.conflict = ""
+        self._manager.log(group.name, "takeover", f"primary in epoch {epoch} after {seconds:.2f} s")
+        return {"plan": plan.to_json(), "changed": changed, "group": group.name, "epoch": epoch, "seconds": seconds}
+
+    # -- verify --
+
+    def verify(self, group: Group) -> Flow:
+        """Append digests of everything; answers when the last is appended."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        _at_primary(mine, "verify")
+        _mirrors(mine, None)
+        yield Call(None, "group.verify", {"group": group.name})
+        yield from self._own(group)
+        yield Wait(
+            lambda: group.state is not None
+            and group.state.verify is not None
+            and group.state.verify.last_sequence is not None,
+            "appending the digests",
+            3600.0,
+        )
+        assert group.state is not None
+        assert group.state.verify is not None
+        return {"sequence": group.state.verify.last_sequence, "extents": group.state.verify.extents_total}
+
+
+def _check_volumes(mine: GroupState, theirs: GroupState, site: str) -> None:
+    """The secondary must have the same volumes, in the same order."""
+    for own, other in zip(mine.volumes, theirs.volumes, strict=False):
+        if own != other:
+            raise OperatorError(
+                f"group {mine.name!r}: volume {own.name!r} ({own.size_bytes} bytes, blocks of {own.block_size_bytes}) is "
+                f"{other.name!r} ({other.size_bytes} bytes, blocks of {other.block_size_bytes}) at {site}: make them alike"
+            )
+    if len(mine.volumes) != len(theirs.volumes):
+        raise OperatorError(
+            f"group {mine.name!r} has {len(mine.volumes)} volumes here and {len(theirs.volumes)} at {site}"
+        )

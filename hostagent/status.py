@@ -1,0 +1,131 @@
+"""What `pair status` and `group status` show: plain data from what is known, never better than the truth (I6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hostagent.copy_manager import CopyManager, Group
+from hostagent.pair_flows import pair_state_of
+from hostagent.pair_states import PairState, worst
+from target.control.messages import GroupState, MirrorStatus
+
+
+def pair_status(manager: CopyManager, group: Group) -> dict[str, Any]:
+    """One group's pairs as this site sees them; raises PeerError while our subsystem does not answer."""
+    state = manager.state_of(group)
+    if state.role == "secondary":
+        mirrors = [_own_mirror(manager, group, state)]
+        status = PairState(mirrors[0]["status"])
+    elif state.role == "primary":
+        mirrors = [_mirror(manager, group, state, mirror) for mirror in state.mirrors]
+        status = worst([PairState(mirror["status"]) for mirror in mirrors])
+    else:
+        mirrors, status = [], PairState.SMPL
+    role = state.role
+    if state.role == "primary" and state.primary:
+        role, status = "secondary", PairState.SSUS
+    elif state.superseded:
+        role, status = "superseded", PairState.PSUE
+    return {
+        "group": group.name,
+        "role": role,
+        "status": status.value,
+        "epoch": state.epoch,
+        "access": state.access,
+        "reason": group.conflict or state.reason,
+        "primary": state.primary or (manager.environment.site if state.role == "primary" else ""),
+        "mirrors": mirrors,
+    }
+
+
+def _mirror(manager: CopyManager, group: Group, state: GroupState, mirror: MirrorStatus) -> dict[str, Any]:
+    report = group.reports.get(mirror.name)
+    shipped = max(mirror.received, group.shipped.get(mirror.name, 0) if report else 0)
+    copy = None if mirror.copy is None else msgspec.to_builtins(mirror.copy)
+    verify = None
+    if report is not None and report.params.get("verified_extents"):
+        mismatches = len(report.params["mismatches"])
+        verify = {
+            "extents": report.params["verified_extents"],
+            "mismatches": mismatches,
+            "repaired": min(report.repaired, mismatches),
+        }
+    return {
+        "site": mirror.name,
+        "status": pair_state_of(state, mirror).value,
+        "lag_seconds": None if mirror.lag_seconds is None else round(mirror.lag_seconds, 3),
+        "sequence": {
+            "latest": state.latest,
+            "durable": state.durable,
+            "shipped": min(shipped, state.durable),
+            "received": mirror.received,
+            "restored": mirror.restored,
+            "verified": mirror.verified,
+        },
+        "differential_bytes": mirror.marked_bytes,
+        "copy": copy,
+        "verify": verify,
+        "link": {
+            "management": "up" if manager.environment.link_up(mirror.name) else "down",
+            "san": _san_link(manager, group, mirror.name),
+        },
+        "reason": mirror.reason,
+    }
+
+
+def _san_link(manager: CopyManager, group: Group, site: str) -> str:
+    """What the mirror said last of its transfer; unknown when it cannot be asked."""
+    report = group.reports.get(site)
+    if report is None or not manager.environment.link_up(site):
+        return "unknown"
+    fetch = report.params.get("fetch")
+    return str(fetch["state"]) if fetch else "down"
+
+
+def _own_mirror(manager: CopyManager, group: Group, state: GroupState) -> dict[str, Any]:
+    """A secondary's view of itself."""
+    announced = group.announced
+    fetching = state.fetch is not None and state.fetch.state == "reading"
+    status = PairState.PAIR if state.consistent else PairState.COPY
+    if state.access == "failed":
+        status = PairState.PSUE
+    lag = None
+    if announced is not None and state.consistent and state.restored_marker.time_ns:
+        elapsed = manager.environment.monotonic() - announced.heard_at
+        lag = max(0.0, (announced.time_ns - state.restored_marker.time_ns) / 1e9 + elapsed)
+    known = announced is not None
+    return {
+        "site": manager.environment.site,
+        "status": status.value,
+        "lag_seconds": None if lag is None else round(lag, 3),
+        "sequence": {
+            "latest": announced.latest if announced is not None else state.latest,
+            "durable": announced.durable if announced is not None else state.durable,
+            "shipped": state.latest,
+            "received": state.durable,
+            "restored": state.restored,
+            "verified": state.verified,
+        },
+        "differential_bytes": 0 if state.consistent else None,
+        "copy": None,
+        "verify": None,
+        "link": {
+            "management": "up" if manager.environment.link_up(state.primary) else "down",
+            "san": "reading" if fetching else (state.fetch.state if state.fetch else "down"),
+        },
+        "reason": (state.fetch.reason if state.fetch and not fetching else "") or group.link_reason
+        if known
+        else group.link_reason,
+    }
+
+
+def group_status(manager: CopyManager, group: Group) -> dict[str, Any]:
+    """Everything of a group at this site."""
+    state = manager.state_of(group)
+    whole: dict[str, Any] = msgspec.to_builtins(state)
+    whole["status"] = pair_status(manager, group)["status"]
+    whole["conflict"] = group.conflict
+    whole["pairs_saved"] = [pair for pair in manager.store.pairs() if pair["group"] == group.name]
+    return whole
