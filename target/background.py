@@ -1,7 +1,7 @@
-"""What happens behind the acknowledgement: apply or restore what is durable, checkpoint, let the ring be reused.
+"""Behind the acknowledgement: apply or restore what is durable, checkpoint, let the ring be reused.
 
-On a primary the goal is the frozen generation of the overlay; on a secondary it is what was received, up to the restore limit. Both are
-one function (`target.restore.restore`) on one worker, in stretches.
+On a primary the goal is the frozen generation of the overlay; on a secondary it is what was received, up to
+the restore limit. Both are one function (`target.restore.restore`) on one worker, in stretches.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Background:
     # -- deciding --
 
     def poke(self, *, freeze: bool = False) -> None:
-        """Something may be there to do; called when the journal grew durable, when space is short, and by the timer."""
+        """Something may be there to do: the journal grew durable, space is short, or time has passed."""
         if self.failure is not None:
             return
         if self._when_idle is not None:
@@ -101,7 +101,7 @@ class Background:
         self.poke(freeze=True)
 
     def _freeze(self) -> None:
-        """The frozen generation was applied: take the next, if it is old or large enough. It needs a commit to be applied."""
+        """The frozen generation was applied: take the next. It needs a commit before it can be applied."""
         overlay, journal = self._overlay, self._journal
         if overlay.frozen is not None:
             return
@@ -194,7 +194,7 @@ class Background:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Make the data volumes durable as far as they were applied now; then the journal may forget up to there."""
+        """Make the data volumes durable as far as they are applied; the journal may forget up to there."""
         if self._checkpointing:
             return
         self._checkpointing = True
@@ -225,7 +225,7 @@ class Background:
     # -- histories --
 
     def restart(self) -> None:
-        """The journal was restarted elsewhere (`Journal.restart_at`): everything before is on the data volumes."""
+        """The journal was restarted (`Journal.restart_at`): what came before is on the volumes."""
         self.applied = self._journal.head
         self.applied_sequence = self._journal.head.sequence
         self._overlay.current = Generation(self._journal.head.lsn)

@@ -1,11 +1,12 @@
 """Base and verify records: the content, or the digest, of extents at a point of the sequence.
 
-Copying a marked extent means: read its newest content through the overlay and append it, in the same order as the hosts' updates. What is
-appended at sequence N is the content at N: the read that counts is made on the loop thread, in the turn that appends; a cold extent is
-first read on a thread so that it is warm then. Never-written extents travel as records without data.
+Copying a marked extent means: read its newest content through the overlay and append it, in the same order as
+the hosts' updates. What is appended at sequence N is the content at N: the read that counts is made on the
+loop thread, in the turn that appends; a cold extent is first read on a thread so that it is warm then.
+Never-written extents travel as records without data.
 
-The bit of an extent is cleared when its base record is durable. If that record is discarded before the mirror has it, it is marked again
-like every discarded record; so nothing else needs to be remembered.
+The bit of an extent is cleared when its base record is durable. If that record is discarded before the mirror
+has it, it is marked again like every discarded record; so nothing else needs to be remembered.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ VERIFY_EXTENT_BYTES = 1 << 20
 
 
 class _Feeder:
-    """Appends records made from volume content, a step at a time, as long as the journal has room to spare."""
+    """Appends records made from volume content, step by step, as long as the journal has room to spare."""
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class BaseCopy(_Feeder):
             self._soon(_WAIT_SECONDS)
 
     def _begin_round(self) -> None:
-        """All of this round is durable: what was marked meanwhile makes the next; nothing marked: complete."""
+        """All of this round is durable: what was marked meanwhile makes the next; nothing: complete."""
         self._extents = self._mirror.bitmap.extents()
         self._next = next(self._extents, None)
         if self._next is not None:

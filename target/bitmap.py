@@ -1,7 +1,8 @@
-"""The differential bitmap of one mirror: which extents of the volumes it may not have. docs/journal-format.md has the page.
+"""The differential bitmap of one mirror: which extents of the volumes it may not have.
 
-Marking happens when unshipped records are discarded, when a pair is made, and when two histories are merged; clearing
-when an extent's base record is durable in the journal. The write path never comes here.
+docs/journal-format.md has the page. Marking happens when unshipped records are discarded, when a pair is
+made, and when two histories are merged; clearing when an extent's base record is durable in the journal. The
+write path never comes here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DifferentialBitmap:
         self.dirty_pages: set[int] = set()
 
     def mark(self, volume: int, offset: int, length: int) -> None:
-        """Set the bits of every extent the range touches. A range of an unknown volume is an error of ours."""
+        """Set the bits of every extent the range touches. An unknown volume is an error of ours."""
         size = self._volumes[volume].size_bytes
         first = offset // self.extent_bytes
         last = (min(offset + length, size) - 1) // self.extent_bytes
@@ -115,7 +116,7 @@ class DifferentialBitmap:
 
 
 class BitmapStore:
-    """The bitmap pages of all mirrors in the journal volume. Writing is not durable until the device is flushed."""
+    """The bitmap pages of all mirrors in the journal volume. Durable once the device is flushed."""
 
     def __init__(self, device: BlockDevice, superblock: Superblock) -> None:
         self._device = device

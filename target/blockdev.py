@@ -1,8 +1,8 @@
 """What lies below everything: a range of bytes that can be read, written and made durable.
 
-`FileDevice` is a file or a block device of the host. The simulation and the tests have others with the same methods
-(a disk that loses its cache, tears, fails): all pass `tests/conformance/test_blockdev.py`. Every call may
-block, except `pread_nowait`.
+`FileDevice` is a file or a block device of the host. The simulation and the tests have others with the same
+methods (a disk that loses its cache, tears, fails): all pass `tests/conformance/test_blockdev.py`. Every call
+may block, except `pread_nowait`.
 """
 
 from __future__ import annotations

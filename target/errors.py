@@ -1,4 +1,4 @@
-"""The four kinds of failure that a person gets to see. Each says what happened, to what, and what to do next."""
+"""The four kinds of failure that a person sees. Each says what happened, to what, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ReplctlError(Exception):
 
 
 class OperatorError(ReplctlError):
-    """Your request cannot be done as it was put: a wrong name, a state that does not allow it, a bad setting."""
+    """Your request cannot be done as it was put: a wrong name, an unsuitable state, a bad setting."""
 
     exit_code = 2
 

@@ -1,8 +1,8 @@
-"""A consistency group: volumes with one journal, one order of writes, one role. The room where the parts meet.
+"""A consistency group: volumes with one journal, one order of writes, one role. Here the parts meet.
 
-`obtain.WritePath` takes the writes, `background.Background` applies them, `reading.Reading` finds the newest content,
-`mirrors.Mirrors` knows what each secondary has, `base_copy` fills gaps, `histories` changes the role. This
-module decides who may write now, and tells the copy manager what changed.
+`obtain.WritePath` takes the writes, `background.Background` applies them, `reading.Reading` finds the newest
+content, `mirrors.Mirrors` knows what each secondary has, `base_copy` fills gaps, `histories` changes the
+role. This module decides who may write now, and tells the copy manager what changed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ConsistencyGroup:
         self.verified_extents = 0
         self.mismatches: list[Extent] = []
         self.redo_until = self.journal.head.sequence
-        """After a crash a secondary's volumes may be ahead of the checkpoint; consistent again from here on."""
+        """After a crash a secondary's volumes may be ahead of the checkpoint; consistent from here on."""
         self._held: list[Callable[[], None]] = []
         self._listeners: list[Callable[[], None]] = []
         self._notify_pending = False
@@ -141,8 +141,8 @@ class ConsistencyGroup:
         superblock = self.journal.superblock
         if opened.corruption is not None:
             self.reason = (
-                f"{opened.corruption.what}; nothing was guessed and nothing is served. Take over at a peer, or "
-                "restore the journal volume"
+                f"{opened.corruption.what}; nothing was guessed and nothing is served. "
+                "Take over at a peer, or restore the journal volume"
             )
             _log.critical("group %s: %s", self.name, self.reason)
             self.background.failure = RuntimeError(self.reason)

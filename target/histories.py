@@ -1,7 +1,7 @@
 """Changing a group's role: begin an epoch, follow a primary, and say what two histories do not share.
 
-Nothing here overwrites anything silently: before a group follows another history it has been asked what it wrote on its own
-(`changed_since`), and that part of its journal has been exported (`export_since`).
+Nothing here overwrites anything silently: before a group follows another history it has been asked what it
+wrote on its own (`changed_since`), and that part of its journal has been exported (`export_since`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class History:
 def wait_until(
     group: ConsistencyGroup, reached: Callable[[], bool], nudge: Callable[[], None], done: Done
 ) -> None:
-    """Nudge until the state is reached, then `done(None)`; `done(IntegrityError)` when the group fails meanwhile."""
+    """Nudge until the state is reached, then `done(None)`; `done(IntegrityError)` if the group fails."""
 
     def look() -> None:
         if group.access is Access.FAILED:
@@ -113,8 +113,8 @@ def promote(
 ) -> None:
     """Become the primary: begin an epoch behind the last record held, and serve while the rest is restored.
 
-    `mirrors` are the sites that may follow, with what each is known to have. `split_from`: the primary of which this site is a split
-    secondary then, '' after a takeover. Epochs only grow; OperatorError otherwise.
+    `mirrors` are the sites that may follow, with what each is known to have. `split_from`: the primary of
+    which this site is a split secondary then, '' after a takeover. Epochs only grow; OperatorError otherwise.
     """
     superblock = group.journal.superblock
     if group.access is Access.FAILED:
@@ -193,7 +193,10 @@ def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int, split_from: str
 def unapplied(
     reader: RingReader, start: Position, end: Position, group_id: bytes, place: Callable[[int], int]
 ) -> Generation:
-    """Index what is in the journal and not on the data volumes: the overlay of a group that serves while restoring. Blocks."""
+    """Index what is in the journal and not on the data volumes. Blocks.
+
+    That is the overlay of a group that serves while it restores.
+    """
     generation = Generation(start.lsn)
     last = start.sequence
     for pack in walk(reader, start, end.lsn, group_id):
@@ -237,7 +240,10 @@ def demote(group: ConsistencyGroup, done: Done) -> None:
 
 
 def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
-    """Become a secondary: drop our own journal, which is on the volumes by then, and go on behind `history.sequence`."""
+    """Become a secondary: go on behind `history.sequence`.
+
+    Our own journal is dropped; it is on the volumes by then.
+    """
     group.set_access(Access.READ_ONLY, f"secondary of {history.primary}")
     for name in list(group.base_copies):
         group.stop_copy(name)
@@ -284,9 +290,10 @@ def changed_since(
     peer: str,
     done: Callable[[list[Extent] | None, Exception | None], None],
 ) -> None:
-    """Every extent this group wrote behind `sequence`: from the journal, and from the bitmap kept for `peer` where the ring forgot.
+    """Every extent this group wrote behind `sequence`.
 
-    ConflictError when neither reaches back far enough.
+    From the journal, and where the ring forgot, from the bitmap kept for `peer`. ConflictError when neither
+    reaches back far enough.
     """
     journal = group.journal
     tail = journal.superblock.tail
@@ -300,8 +307,8 @@ def changed_since(
             done(
                 None,
                 ConflictError(
-                    f"group {group.name!r} does not know any more what it wrote between record {sequence} and "
-                    f"{tail.sequence}: delete the pair and create it again (a full copy)",
+                    f"group {group.name!r} does not know any more what it wrote between record {sequence} "
+                    f"and {tail.sequence}: delete the pair and create it again (a full copy)",
                     sequence=sequence,
                     tail=tail.sequence,
                 ),
@@ -337,7 +344,10 @@ def export_since(
     path: Path,
     done: Callable[[int | None, Exception | None], None],
 ) -> None:
-    """Write the packs behind `sequence` to a file, as they stand, durably; answers with the number of records (0: no file)."""
+    """Write the packs behind `sequence` to a file, as they stand, durably.
+
+    Answers with the number of records (0: no file).
+    """
     journal = group.journal
     start, end = journal.boundary_before(sequence), journal.head
     group_id, reader = journal.superblock.group_id, journal.reader()
@@ -366,7 +376,7 @@ def export_since(
 
 
 def quiesce(group: ConsistencyGroup, done: Callable[[Position | None, Exception | None], None]) -> None:
-    """Let writes wait, promise that none is served before the outcome of a takeover is known, and say where the journal ends."""
+    """Let writes wait, promise to serve none before the takeover's outcome, say where the journal ends."""
     group.set_access(Access.HOLD, "a planned takeover by a peer is under way")
     for name in list(group.base_copies):
         group.stop_copy(name)

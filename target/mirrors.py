@@ -1,8 +1,9 @@
 """The mirrors of a group, as its primary keeps them: how far each is, and what it may not have.
 
-The journal is kept for the slowest mirror while there is space. When there is none, the oldest records are discarded, and before
-that their blocks are marked in the bitmap of every mirror that has not received them: durably, in the same commit that moves the tail, in
-front of it. So nothing is ever lost track of, and the write path never touches a bitmap.
+The journal is kept for the slowest mirror while there is space. When there is none, the oldest records are
+discarded, and before that their blocks are marked in the bitmap of every mirror that has not received them:
+durably, in the same commit that moves the tail, in front of it. So nothing is ever lost track of, and the
+write path never touches a bitmap.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Mirrors:
         self._save_table()
 
     def update(self, mirror: Mirror, **changes: object) -> None:
-        """Change a mirror's entry; written with the next commit that has another reason, or the next state change."""
+        """Change a mirror's entry: a state is written with the next commit, the rest with some later one."""
         state = mirror.entry.state
         mirror.entry = replace(mirror.entry, **changes)  # type: ignore[arg-type]
         if mirror.entry.state is not state:
@@ -160,7 +161,7 @@ class Mirrors:
         needed = [mirror.entry.received for mirror in self.table.values()]
         keep = journal.boundary_before(min([checkpoint.sequence, *needed]))
         if keep.lsn > journal.superblock.tail.lsn:
-            # A mirror that had part of its records discarded before is behind the tail: it keeps nothing back.
+            # A mirror that had part of its records discarded is behind the tail: it keeps nothing back.
             journal.move_tail(keep)
             self._save_table()
             self._on_tail_moved()
@@ -173,7 +174,7 @@ class Mirrors:
                 self._discard(min(boundary, checkpoint, key=lambda position: position.lsn))
 
     def _discard(self, to: Position) -> None:
-        """Mark what lies between the tail and `to` for every mirror that lacks it; then the tail may move there."""
+        """Mark what lies between tail and `to` for every mirror that lacks it; then move the tail there."""
         self._discarding = True
         journal = self._journal
         start, group_id, reader = journal.superblock.tail, journal.superblock.group_id, journal.reader()
@@ -204,7 +205,7 @@ class Mirrors:
         self._scheduler.submit(self._lane, lambda: changed_extents(reader, start, to, group_id), collected)
 
     def reaches(self, mirror: Mirror) -> Position | None:
-        """Where a mirror goes on if the journal still has all it lacks; None when part of it was discarded."""
+        """Where a mirror goes on if the journal has all it lacks; None when part of it was discarded."""
         return self._journal.keeps_from(mirror.entry.received)
 
     @property

@@ -1,4 +1,4 @@
-"""The write path: obtain the hosts' writes into the journal, acknowledge them, make them durable, tell who waits for that.
+"""The write path: obtain hosts' writes into the journal, acknowledge them, make them durable, tell who waits.
 
     write -> append to the journal -> acknowledge           (volatile, as a disk with a write cache)
                   |
@@ -6,8 +6,8 @@
                   |        SYNCHRONIZE CACHE and FUA wait for exactly this
                   +- only what is durable is applied, announced and shipped
 
-`WritePath._append` and `WritePath._committed` are that picture, and the only places where a host's write is answered.
-Invariants: I1 (what was flushed survives), I3 and I4 (nothing goes on before it is durable).
+`WritePath._append` and `WritePath._committed` are that picture, and the only places where a host's write is
+answered. Invariants: I1 (what was flushed survives), I3 and I4 (nothing goes on before it is durable).
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _APPEND_BYTES_MAX = 8 << 20
 
 
 class Entry(NamedTuple):
-    """One thing to do in this turn: a record to append, a request to answer, or both. With `durable`, the answer waits."""
+    """One thing to do in this turn: a record to append, a request to answer, or both.
+
+    With `durable`, the answer waits for a commit.
+    """
 
     record: NewRecord | None
     request: Request | None
@@ -91,7 +94,7 @@ class WritePath:
         return bool(self._held)
 
     def append_now(self, records: list[NewRecord]) -> bool:
-        """Append records of our own, behind everything obtained so far. False: no space now, nothing was done."""
+        """Append records of our own, behind all that was obtained. False: no space now, nothing was done."""
         self.end_turn()
         if (
             self._held
@@ -103,7 +106,7 @@ class WritePath:
         return not self.failed
 
     def end_turn(self) -> None:
-        """Append what was obtained in this turn; called by the loop, or sooner by who needs it in the journal now."""
+        """Append what was obtained in this turn; called by the loop, or by who needs it sooner."""
         turn, self._turn = self._turn, []
         for part in _parts(turn):
             if self._held or not self._fits(part):

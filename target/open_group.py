@@ -1,4 +1,4 @@
-"""From a configured group to a running one: open the devices, format or recover the journal, index what is unapplied."""
+"""From a configured group to a running one: format or recover the journal, index what is unapplied."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def open_group(
     devices: Mapping[str, BlockDevice],
     group_id: bytes | None = None,
 ) -> ConsistencyGroup:
-    """Open a group; an empty journal volume is formatted. `group_id`: 16 bytes for a new journal (random by default).
+    """Open a group; an empty journal volume is formatted.
 
-    Raises OperatorError when configuration and journal do not fit, IntegrityError when both superblocks are damaged.
+    `group_id`: 16 bytes for a new journal (random by default). Raises OperatorError when configuration and
+    journal do not fit, IntegrityError when both superblocks are damaged.
     """
     superblock = read_superblock(journal_device)
     if superblock is None:

@@ -1,11 +1,12 @@
 """The overlay: where the newest content of a block lies while the data volume does not have it yet. Pure.
 
-A `Generation` maps granules of 4096 bytes to positions of data. The write path fills the *current* generation; when it is
-frozen, a new one begins, and once the frozen one was applied it is dropped whole. So nothing is ever removed from a
-generation, and reads look at two dictionaries at most before they go to the volume.
+A `Generation` maps granules of 4096 bytes to positions of data. The write path fills the *current*
+generation; when it is frozen, a new one begins, and once the frozen one was applied it is dropped whole. So
+nothing is ever removed from a generation, and reads look at two dictionaries at most before they go to the
+volume.
 
-The same class coalesces records on their way to the data volumes (`restore`): there the positions are places in
-the buffer that the journal was read into.
+The same class coalesces records on their way to the data volumes (`restore`): there the positions are places
+in the buffer that the journal was read into.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _with_fragment(old: int | Partial | None, new: Fragment) -> Partial:
 
 
 def _visible(parts: Partial) -> Partial:
-    """The same content without what later parts cover: one fragment a run, at most 8 (a granule has 8 sectors)."""
+    """The same content without what later parts cover: one fragment a run, at most 8 (one a sector)."""
     sectors: list[int | None] = [None] * (GRANULE_BYTES // 512)
     for part in parts:
         for sector in range(part.start // 512, part.stop // 512):
@@ -131,7 +132,7 @@ class Source(Enum):
 
 
 class Piece(NamedTuple):
-    """Copy `length` bytes from `position` of the source to `at` of the answer. Pieces are painted in order."""
+    """Copy `length` bytes from `position` of the source to `at` of the answer; later pieces count."""
 
     source: Source
     position: int

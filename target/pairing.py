@@ -1,7 +1,7 @@
-"""The primary's side of making and resuming a pair: where the secondary begins, and what must be copied to it.
+"""The primary's side of making and resuming a pair: where the secondary begins, and what is copied to it.
 
-One mechanism for initial copy, resync after an overflow and failback: mark what may differ, say from which record on the journal will
-come, copy what is marked. A full copy happens only when a pair is created.
+One mechanism for initial copy, resync after an overflow and failback: mark what may differ, say from which
+record on the journal will come, copy what is marked. A full copy happens only when a pair is created.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_mirror(group: ConsistencyGroup, name: str, reign: int, done: Began) -> N
 
 
 def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) -> None:
-    """Call when the journal has room and no discarding is under way, which would move the tail under our feet."""
+    """Call when the journal has room and nothing is being discarded, which would move the tail."""
 
     def ready(error: Exception | None) -> None:
         if error is not None:
@@ -75,7 +75,8 @@ def resync_mirror(
 ) -> None:
     """Resume a pair whose secondary shares our history up to `common` and wrote `extents` on its own.
 
-    The journal if it still reaches back to `common`, else the bitmap. Raises ConflictError when neither covers it.
+    The journal if it still reaches back to `common`, else the bitmap. Raises ConflictError when neither
+    covers it.
     """
     _check_primary(group)
     _when_ready(group, done, lambda: _resync(group, name, common, extents, done))

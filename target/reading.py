@@ -1,7 +1,7 @@
 """Reading a volume's newest content: the overlay first, then the data volume.
 
-A warm read is answered at once, on the loop thread; one that would block goes to a thread. While it is under way the ring may be
-reused: then it is planned anew.
+A warm read is answered at once, on the loop thread; one that would block goes to a thread. While it is under
+way the ring may be reused: then it is planned anew.
 """
 
 from __future__ import annotations

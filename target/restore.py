@@ -1,10 +1,11 @@
-"""From the journal to the data volumes: one function for the primary's background and the secondary's restore.
+"""From the journal to the data volumes: one function for the primary's background and for restoring.
 
-It reads a stretch of the durable journal, checks it again, lets many writes to one block become one, and writes the data volumes in ascending order.
-Everything it does may be done twice. Runs on a worker thread; it touches devices and nothing else.
+It reads a stretch of the durable journal, checks it again, lets many writes to one block become one, and
+writes the data volumes in ascending order. Everything it does may be done twice. Runs on a worker thread; it
+touches devices and nothing else.
 
-Invariants: only what is durable in the journal is applied (I1, I3); records take effect in sequence order, and a stretch ends
-exactly at `limit` (I2); doing it again changes nothing (I5).
+Invariants: only what is durable in the journal is applied (I1, I3); records take effect in sequence order,
+and a stretch ends exactly at `limit` (I2); doing it again changes nothing (I5).
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Restored:
 class Stretch:
     """What is to be restored: from a boundary (records up to `done` were restored before) to `limit` at most.
 
-    `own_reign` is set on a primary: base and verify records of its own reign tell nothing new to its own volumes.
-    `verify` is off while a copy is not complete: what is not a point of the sequence yet cannot be compared.
+    `own_reign` is set on a primary: base and verify records of its own reign tell nothing new to its own
+    volumes. `verify` is off while a copy is not complete: what is not a point of the sequence yet cannot be
+    compared.
     """
 
     start: Position
@@ -79,7 +81,8 @@ class Stretch:
 def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDevice]) -> Restored:
     """Restore a stretch, at most about 16 MiB of it.
 
-    Raises IntegrityError when the journal is not what it was (nothing of the bad pack is restored), OSError when a device fails.
+    Raises IntegrityError when the journal is not what it was (nothing of the bad pack is restored), OSError
+    when a device fails.
     """
     result = Restored(stretch.start, stretch.done)
     batch = _Batch(volumes)
@@ -98,7 +101,8 @@ def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDev
     ):
         raise IntegrityError(
             f"the journal behind record {result.sequence} was durable and cannot be read any more "
-            f"(LSN {result.position.lsn}): restoring stopped there; resync the pair or restore the journal volume"
+            f"(LSN {result.position.lsn}): restoring stopped there; "
+            "resync the pair or restore the journal volume"
         )
     return result
 

@@ -1,7 +1,7 @@
 """The engine's only view of time and of work that blocks.
 
-`target.loop.Loop` is the real one: one thread, epoll, and worker threads. The simulation has another, driven by
-a seed. The engine runs on the loop thread alone and shares no state with workers: a worker gets a closure
+`target.loop.Loop` is the real one: one thread, epoll, and worker threads. The simulation has another, driven
+by a seed. The engine runs on the loop thread alone and shares no state with workers: a worker gets a closure
 that does I/O and nothing else, and its result comes back as a call on the loop thread.
 """
 
@@ -44,5 +44,7 @@ class Scheduler(Protocol):
     def submit(
         self, lane: str, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
     ) -> None:
-        """Run `work` on the lane's worker thread, in order within the lane; then `done(result, error)` on the loop
-        thread. Lanes: any short name; "read" is served by several threads and keeps no order."""
+        """Run `work` on the lane's worker thread; then `done(result, error)` on the loop thread.
+
+        A lane is any short name and keeps the order; "read" is served by several threads and does not.
+        """

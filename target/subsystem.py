@@ -1,4 +1,4 @@
-"""One storage subsystem: groups, front end, SAN portal, transfers and the control socket, put together from `site.toml`.
+"""One storage subsystem, from `site.toml`: groups, front end, SAN portal, transfers and control socket.
 
 The only module that knows all the others.
 """
@@ -146,7 +146,8 @@ class Subsystem:
                 portal.listen(str(address))
             except OSError as error:
                 raise OperatorError(
-                    f"portal {address}: cannot listen: {error.strerror or error}; is another subsystem running?"
+                    f"portal {address}: cannot listen: {error.strerror or error}; "
+                    "is another subsystem running?"
                 ) from None
         return portal
 

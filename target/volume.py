@@ -1,8 +1,8 @@
 """The seam between the device server and what stores its blocks.
 
-`LogicalUnit` talks to a `Volume`; the real one is `target.group.GroupVolume`, which writes to the journal first. A
-volume answers a `Request` exactly once, on the loop thread. Offsets and lengths are bytes and multiples
-of 512; the device server has checked them against the size.
+`LogicalUnit` talks to a `Volume`; the real one is `target.group.GroupVolume`, which writes to the journal
+first. A volume answers a `Request` exactly once, on the loop thread. Offsets and lengths are bytes and
+multiples of 512; the device server has checked them against the size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Volume(Protocol):
         """Read `length` bytes at `offset`; answers with one buffer of that length."""
 
     def write(self, offset: int, data: Buffer, fua: bool, request: Request) -> None:
-        """Obtain `data` at `offset`. Answered when journalled, with `fua` when durable. `data` is not kept."""
+        """Obtain `data` at `offset`. Answered when journalled, with `fua` when durable; not kept."""
 
     def zero(self, offset: int, length: int, fua: bool, request: Request) -> None:
         """Make a range read as zeros (WRITE SAME of zeros, UNMAP). Answered like a write."""

@@ -1,7 +1,8 @@
 """What goes over the control socket: parameters of the operations, and the state of a group. Types only.
 
-Requests, answers and notifications have the form of `target.control.lines`. The state is level, not edges: after every change the subscriber
-gets the whole `GroupState` of that group (note "group"), so a lost or repeated one does no harm. Digests and ids are hexadecimal.
+Requests, answers and notifications have the form of `target.control.lines`. The state is level, not edges:
+after every change the subscriber gets the whole `GroupState` of that group (note "group"), so a lost or
+repeated one does no harm. Digests and ids are hexadecimal.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class MarkerState(msgspec.Struct, frozen=True):
 
 
 class MirrorStatus(msgspec.Struct, frozen=True):
-    """A mirror as the primary's journal knows it. `lag_seconds`: None when nothing restored is known to be consistent."""
+    """A mirror as the primary's journal knows it. `lag_seconds`: None until a point is restored."""
 
     name: str
     state: str
@@ -132,7 +133,10 @@ class OfMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SetAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`access`: serve, hold or read_only. With `superseded`, that fact is kept over restarts; serve clears promise and supersession."""
+    """`access`: serve, hold or read_only.
+
+    With `superseded`, that fact is kept over restarts; serve clears promise and supersession.
+    """
 
     group: str
     access: str

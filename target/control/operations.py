@@ -1,4 +1,4 @@
-"""What the copy manager may ask: one method an operation, found through one table, parameters validated by type."""
+"""What the copy manager may ask: a method an operation, found in one table, parameters validated by type."""
 
 from __future__ import annotations
 
@@ -198,12 +198,13 @@ class Operations:
         reply()
 
     def _journal_at(self, params: AtSequence, reply: Reply) -> None:
-        """Where the journal goes on behind a record, if it is kept and a pack ends there; and the digest there."""
+        """Where the journal goes on behind a record, and the digest there, if a kept pack ends there."""
         group = self._subsystem.group(params.group)
         position = group.journal.keeps_from(params.sequence)
         if position is not None and position.lsn <= group.journal.durable.lsn:
             lun = self._subsystem.san_lun(group.name)
-            reply({"found": True, "lun": lun, "durable_lsn": group.journal.durable.lsn, **_position(position)})
+            durable_lsn = group.journal.durable.lsn
+            reply({"found": True, "lun": lun, "durable_lsn": durable_lsn, **_position(position)})
         else:
             reply({"found": False})
 

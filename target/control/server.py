@@ -1,7 +1,8 @@
 """The subsystem's end of the control socket: UNIX, mode 0600, JSON lines, on the event loop.
 
-A request is answered when it is done, perhaps after others. Every connection is a subscriber: it gets the state of each group at
-once and after every change. What is not understood closes that connection and nothing else.
+A request is answered when it is done, perhaps after others. Every connection is a subscriber: it gets the
+state of each group at once and after every change. What is not understood closes that connection and nothing
+else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of a group as the copy manager sees it. Never better than the truth (I6): what is not known is None."""
+"""The state of a group as the copy manager sees it, never better than the truth (I6); unknown is None."""
 
 from __future__ import annotations
 

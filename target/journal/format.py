@@ -1,7 +1,8 @@
 """Making and opening a journal volume: the only places that read superblocks.
 
-A file that was only made sparse costs about ten times as much at every fdatasync until each of its blocks was written
-once. So a new ring is written out with zeros, in the background (`Filling`); appending waits for it where it must.
+A file that was only made sparse costs about ten times as much at every fdatasync until each of its blocks was
+written once. So a new ring is written out with zeros, in the background (`Filling`); appending waits for it
+where it must.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def format_journal(device: BlockDevice, group_id: bytes, volumes: Sequence[Volum
     ring_bytes = (device.size_bytes - ring_offset) // PAGE_BYTES * PAGE_BYTES
     if ring_bytes < RING_BYTES_MIN:
         raise OperatorError(
-            f"the journal volume has {device.size_bytes} bytes, which leaves {max(ring_bytes, 0)} for the ring: "
-            f"make it at least {ring_offset + RING_BYTES_MIN} bytes"
+            f"the journal volume has {device.size_bytes} bytes, which leaves {max(ring_bytes, 0)} "
+            f"for the ring: make it at least {ring_offset + RING_BYTES_MIN} bytes"
         )
     superblock = Superblock(
         group_id=group_id,
@@ -114,7 +115,8 @@ class Opened:
 def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Callable[[Pack], None]) -> Opened:
     """Recover: walk from the tail to the end, cut a torn tail, make the rest durable.
 
-    `on_unapplied` sees each pack at or above the checkpoint. With a corruption the journal ends in front of it.
+    `on_unapplied` sees each pack at or above the checkpoint. With a corruption the journal ends in front of
+    it.
     """
     index = PackIndex()
     markers: list[tuple[SequenceNumber, Marker]] = []

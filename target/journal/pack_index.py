@@ -24,7 +24,7 @@ class PackIndex:
         return len(self._entries) // _ENTRY.size
 
     def append(self, position: Position) -> None:
-        """A pack begins at this boundary; its first record has the sequence number `position.sequence` + 1."""
+        """A pack begins at this boundary; its first record has sequence number `position.sequence` + 1."""
         self._entries += _ENTRY.pack(position.sequence, position.lsn, position.digest)
 
     def boundary(self, number: int) -> Position:
@@ -33,7 +33,7 @@ class PackIndex:
         return Position(Lsn(lsn), SequenceNumber(sequence), digest)
 
     def before(self, sequence: int) -> Position | None:
-        """The latest boundary at or before `sequence`: everything up to there has been passed by who has `sequence`."""
+        """The latest boundary at or before `sequence`: who has `sequence` has everything up to there."""
         number = bisect_right(range(len(self)), sequence, key=lambda n: self.boundary(n).sequence) - 1
         return self.boundary(number) if number >= 0 else None
 

@@ -1,7 +1,7 @@
 """Packs and records of the journal volume, version 1. Pure: bytes in, values out.
 
-A pack is what one turn of the loop appends with one pwritev: one header block of 4096 bytes, then the data of its
-records, filled up to a multiple of 4096. All numbers are little-endian.
+A pack is what one turn of the loop appends with one pwritev: one header block of 4096 bytes, then the data of
+its records, filled up to a multiple of 4096. All numbers are little-endian.
 
 Header block:
 
@@ -19,7 +19,7 @@ offset  size  field
 56      8     time of the primary's clock, nanoseconds since 1970
 64      32    chain digest of the previous pack
 96      8     LSN of this pack                           -- from here to 128: local to one journal volume
-104     8     durable mark: every pack of this journal volume with a smaller LSN was durable when this was written
+104     8     durable mark: every pack of this volume with a smaller LSN was durable when this was written
 112     8     pad only: length of the pad with its header block, in bytes
 120     4     zero
 124     4     CRC-32C of bytes 0 to 128 + 32 n of the header block, with this field as zero
@@ -41,8 +41,8 @@ offset  size  field
 28      4     CRC-32C of the data
 ======  ====  ==============================================================================================
 
-The chain digest of a pack is SHA-256 over bytes 0 to 96 of its header block followed by its descriptors. It does not
-cover the local part, so a pack has the same digest in every journal volume that holds it.
+The chain digest of a pack is SHA-256 over bytes 0 to 96 of its header block followed by its descriptors. It
+does not cover the local part, so a pack has the same digest in every journal volume that holds it.
 """
 
 from __future__ import annotations

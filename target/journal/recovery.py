@@ -1,8 +1,8 @@
 """What a pack found on the medium means: the recovery decision table. Pure.
 
-A torn tail is normal: the machine stopped while packs were on their way. It is cut. A pack that is not right although
-a later good header, or the superblock, proves that it was durable, is corruption: nothing behind it may be used, and
-nothing is guessed.
+A torn tail is normal: the machine stopped while packs were on their way. It is cut. A pack that is not right
+although a later good header, or the superblock, proves that it was durable, is corruption: nothing behind it
+may be used, and nothing is guessed.
 """
 
 from __future__ import annotations

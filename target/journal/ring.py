@@ -1,8 +1,9 @@
 """The journal volume as its owner writes it: append, receive, commit, move the tail.
 
-Nothing here decides when: the write path does (`target.obtain`). A commit is handed out as work for a thread (`begin_commit`)
-and taken back on the loop thread (`Commit.finish`); durability is stated there and nowhere else. The superblock is written
-by the same work, in front of the same flush, so whatever it says was true before.
+Nothing here decides when: the write path does (`target.obtain`). A commit is handed out as work for a thread
+(`begin_commit`) and taken back on the loop thread (`Commit.finish`); durability is stated there and nowhere
+else. The superblock is written by the same work, in front of the same flush, so whatever it says was true
+before.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ class Commit(NamedTuple):
 class Journal:
     """One journal volume. Attributes are for reading; only the methods change them.
 
-    `head` is behind the last appended pack, `durable` behind the last durable one, `free_tail_lsn` where the ring may be
-    overwritten from: the tail of the last superblock that is durable. `filled_bytes` is how much of a new ring was
-    written out already (`journal.format`); what lies behind is not used before.
+    `head` is behind the last appended pack, `durable` behind the last durable one, `free_tail_lsn` where the
+    ring may be overwritten from: the tail of the last superblock that is durable. `filled_bytes` is how much
+    of a new ring was written out already (`journal.format`); what lies behind is not used before.
     """
 
     def __init__(self, device: BlockDevice, superblock: Superblock, head: Position, index: PackIndex) -> None:
@@ -112,8 +113,8 @@ class Journal:
     def append(self, records: Sequence[NewRecord], time_ns: int) -> list[int]:
         """Append records in order, as few packs as possible, with one write (two at the ring's end).
 
-        Returns the device offset of each record's data. Volatile until committed. Raises OSError, and then nothing was
-        appended. The caller has asked `fits`.
+        Returns the device offset of each record's data. Volatile until committed. Raises OSError, and then
+        nothing was appended. The caller has asked `fits`.
         """
         places: list[int] = []
         writes = _Writes(self)
@@ -179,9 +180,10 @@ class Journal:
         )
 
     def receive(self, packs: Sequence[tuple[PackHeader, Buffer]]) -> None:
-        """Append packs that a peer wrote, byte for byte but for their local part: (header, whole pack) in order.
+        """Append a peer's packs, (header, whole pack) in order, byte for byte but for their local part.
 
-        The caller has checked them (`san.intake`). Volatile until committed. Raises OSError, and then nothing was appended.
+        The caller has checked them (`san.intake`). Volatile until committed. Raises OSError, and then nothing
+        was appended.
         """
         writes = _Writes(self)
         head = self.head
@@ -237,7 +239,8 @@ class Journal:
             if extra:
                 for offset, page in extra:
                     device.pwritev([page], offset)
-                device.flush()  # what was dropped is marked, durably, before a superblock lets its place be reused
+                # What was dropped is marked, durably, before a superblock lets its place be reused.
+                device.flush()
             if superblock is not None:
                 place = superblock.generation % COPIES * SUPERBLOCK_BYTES
                 device.pwritev([superblock.encode()], place)
@@ -259,7 +262,10 @@ class Journal:
         return self.index.before(sequence) or self.superblock.tail
 
     def keeps_from(self, sequence: int) -> Position | None:
-        """The boundary exactly behind `sequence`, or None when the ring does not hold what follows it (or no pack ends there)."""
+        """The boundary exactly behind `sequence`.
+
+        None when the ring does not hold what follows it, or no pack ends there.
+        """
         position = self.boundary_before(sequence)
         if position.sequence != sequence or position.lsn < self.superblock.tail.lsn:
             return None

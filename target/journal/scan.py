@@ -25,7 +25,7 @@ from target.journal.recovery import Decision, decide
 from target.journal.superblock import Position, Superblock
 
 UNDURABLE_BYTES_MAX = 64 << 20
-"""A writer never appends more than this beyond its durable mark; so a proof of durability stands at most twice as far."""
+"""A writer appends no more than this beyond its durable mark; a proof of durability is within twice that."""
 
 _WINDOW_BYTES = 1 << 20
 
@@ -47,7 +47,7 @@ class Corruption:
 
 
 class RingReader:
-    """Reads a ring by LSN through a window of at least 1 MiB; it never goes over the ring's end in one piece."""
+    """Reads a ring by LSN through a window of at least 1 MiB; no piece goes over the ring's end."""
 
     def __init__(self, device: BlockDevice, ring_offset: int, ring_bytes: int) -> None:
         self._device = device
@@ -110,7 +110,7 @@ class Recovered:
 
 
 class Recovery:
-    """The walk at start: `packs()` yields every pack from the tail to the end; then `result` says how it ended.
+    """The walk at start: `packs()` yields every pack from the tail on; then `result` says how it ended.
 
     Data are checked from `check_from_lsn` on (below, they are on the data volumes already).
     """
@@ -157,7 +157,8 @@ class Recovery:
                 result.corruption = Corruption(
                     position.lsn,
                     position.sequence,
-                    f"the pack behind record {position.sequence} (LSN {position.lsn}) was durable, but {what} is wrong",
+                    f"the pack behind record {position.sequence} (LSN {position.lsn}) was durable, "
+                    f"but {what} is wrong",
                 )
             return
 

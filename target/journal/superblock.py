@@ -1,7 +1,7 @@
 """The superblock of a journal volume, version 1. Pure: bytes in, values out.
 
-Two copies, 16 KiB each, at offsets 0 and 16384; a new one goes over the older, so that one good copy always stands.
-All numbers are little-endian. A text is UTF-8, filled with zeros.
+Two copies, 16 KiB each, at offsets 0 and 16384; a new one goes over the older, so that one good copy always
+stands. All numbers are little-endian. A text is UTF-8, filled with zeros.
 
 ======  ====  ==============================================================================================
 offset  size  field
@@ -42,11 +42,11 @@ offset  size  field
 16380   4     CRC-32C of everything before
 ======  ====  ==============================================================================================
 
-Volume entry: id (2), zeros (2), logical block size (4), size in bytes (8), first bitmap page (4), bitmap pages (4), zeros
-(8), name (64).
+Volume entry: id (2), zeros (2), logical block size (4), size in bytes (8), first bitmap page (4), bitmap
+pages (4), zeros (8), name (64).
 
-Mirror entry: name (64), state (1, `MirrorState`), slot (1), zeros (6), received sequence (8), restored sequence (8), verified
-sequence (8), copy complete at sequence (8, 0: not complete), zeros (24).
+Mirror entry: name (64), state (1, `MirrorState`), slot (1), zeros (6), received sequence (8), restored
+sequence (8), verified sequence (8), copy complete at sequence (8, 0: not complete), zeros (24).
 
 *Promised*: this site agreed to a planned takeover and must not serve writes before it has heard the outcome.
 """
@@ -147,7 +147,7 @@ class RestoredMarker:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A boundary between two packs: LSN, the last sequence number below, the chain digest of the last pack below."""
+    """A boundary between two packs: LSN, last sequence number below, chain digest of the last pack below."""
 
     lsn: Lsn = Lsn(0)
     sequence: SequenceNumber = SequenceNumber(0)

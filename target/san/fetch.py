@@ -1,7 +1,8 @@
 """Pull: read a peer's journal LUN and append what it holds to our own journal.
 
-Several READs are outstanding, in LSN order, never beyond what the peer said is durable (I4). What arrives is judged by `Intake`, appended,
-committed; the copy manager sees *received* grow when it is durable here. Errors end the fetch with a reason; the copy manager decides.
+Several READs are outstanding, in LSN order, never beyond what the peer said is durable (I4). What arrives is
+judged by `Intake`, appended, committed; the copy manager sees *received* grow when it is durable here. Errors
+end the fetch with a reason; the copy manager decides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Judging what came over the SAN link: no pack passes that is not the next one, whole and unchanged. Pure.
 
-The bytes of a peer's ring come in LSN order; out come packs in sequence order. Checked: header CRC, place, group, sequence number,
-chain digest, the CRC of all data, and that every record lies within its volume.
+The bytes of a peer's ring come in LSN order; out come packs in sequence order. Checked: header CRC, place,
+group, sequence number, chain digest, the CRC of all data, and that every record lies within its volume.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Taken:
 
 
 class Intake:
-    """The reader's side of the chain. `position` is the boundary behind the last pack taken, with the peer's LSN."""
+    """The reader's side of the chain. `position`: behind the last pack taken, with the peer's LSN."""
 
     def __init__(self, position: Position, group_id: bytes, volume_sizes: Mapping[int, int]) -> None:
         self.position = position
@@ -41,7 +41,7 @@ class Intake:
         self._rest = b""
 
     def feed(self, data: Buffer) -> Taken:
-        """Take the bytes that follow; returns the packs they complete. Raises IntegrityError at the first that is wrong."""
+        """Take the bytes that follow; returns the packs they complete. IntegrityError at a wrong one."""
         whole = memoryview(self._rest + bytes(data) if self._rest else data)
         taken = Taken()
         start = 0
@@ -78,8 +78,8 @@ class Intake:
             raise IntegrityError(f"{where} the peer's journal holds a pack of another group")
         if header.lsn != position.lsn or header.first_sequence != position.sequence + 1:
             raise IntegrityError(
-                f"{where} the peer's journal holds record {header.first_sequence} (LSN {header.lsn}) instead: "
-                "its ring was used again"
+                f"{where} the peer's journal holds record {header.first_sequence} (LSN {header.lsn}) "
+                "instead: its ring was used again"
             )
         if not header.is_pad and header.previous_digest != position.digest:
             raise IntegrityError(f"{where} the peer's history is another than ours: the chain does not fit")

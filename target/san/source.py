@@ -1,4 +1,4 @@
-"""A peer's journal LUN over iSCSI: the project's own initiator on the event loop, READ (16) and nothing else."""
+"""A peer's journal LUN over iSCSI: our own initiator on the event loop, READ (16) and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk with a volatile write cache: what a crash leaves is any subset of the unflushed writes, torn at 512 bytes."""
+"""A disk with a volatile write cache: a crash leaves any subset of what is not flushed, torn at 512 bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One site's engine on simulated disks: what was flushed is there after any crash; the order is the journal's."""
+"""One site's engine on simulated disks: what was flushed survives any crash; the order is the journal's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two engines and a link: the secondary is a prefix of the primary, whatever happens, and differences are all that is copied."""
+"""Two engines and a link: the secondary is always a prefix of the primary; only differences are copied."""
 
 from __future__ import annotations
 
