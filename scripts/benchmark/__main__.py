@@ -24,6 +24,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,10 +46,11 @@ from scripts.benchmark.load import (
 )
 from scripts.benchmark.report import RowResult, as_data, as_table
 from scripts.benchmark.session import BenchmarkError, Session
-from scripts.benchmark.targets import Embedded, TargetProcess, Tgt
+from scripts.benchmark.targets import Embedded, TargetProcess, Tgt, busy_seconds
 
 VOLUME_BYTES = 256 << 20
 JOURNAL_BYTES = 1 << 30
+_OTHER_WORK_SHARE_MAX = 0.1
 _FILL = Row(Kind.WRITE, 262144, sequential=True, outstanding=16)
 
 MAIN_ROWS = tuple(
@@ -126,10 +128,32 @@ def run(plan: Plan, tgt: TargetProcess, embedded: TargetProcess, console: Consol
     return results
 
 
-def processors() -> tuple[int | None, int | None]:
-    """One processor for the target and one for the client; (None, None) where there is only one."""
+class OtherWork:
+    """What took the processors' time beside the benchmark: with much of it, no figure is to be trusted."""
+
+    def __init__(self, processors: Sequence[int], targets: Sequence[TargetProcess]) -> None:
+        self._processors = processors
+        self._targets = targets
+        self.share = 0.0
+        """Of the time of all processors that the benchmark uses."""
+
+    def __enter__(self) -> OtherWork:
+        self._start, self._before = time.monotonic(), self._seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        elapsed = (time.monotonic() - self._start) * len(self._processors)
+        self.share = max(0.0, self._seconds() - self._before) / elapsed
+
+    def _seconds(self) -> float:
+        ours = time.process_time() + sum(target.cpu_seconds() for target in self._targets)
+        return busy_seconds(self._processors) - ours
+
+
+def choose_processors() -> tuple[int, int]:
+    """One processor for the target and one for the client; the same where there is only one."""
     available = sorted(os.sched_getaffinity(0))
-    return (available[0], available[1]) if len(available) > 1 else (None, None)
+    return available[0], available[min(1, len(available) - 1)]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -162,9 +186,8 @@ def main(arguments: Sequence[str]) -> int:
     if version is None:
         console.print("tgt is not installed, and it is what to compare with: apt-get install tgt")
         return 2
-    target_processor, client_processor = processors()
-    if client_processor is not None:
-        os.sched_setaffinity(0, {client_processor})
+    target_processor, client_processor = choose_processors()
+    os.sched_setaffinity(0, {client_processor})
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="replctl-bench-")))
         try:
@@ -172,7 +195,8 @@ def main(arguments: Sequence[str]) -> int:
             embedded = stack.enter_context(
                 Embedded(directory / "embedded", VOLUME_BYTES, target_processor, JOURNAL_BYTES)
             )
-            results = run(make_plan(options), tgt, embedded, console)
+            with OtherWork(sorted({target_processor, client_processor}), (tgt, embedded)) as other_work:
+                results = run(make_plan(options), tgt, embedded, console)
         except BenchmarkError as error:
             console.print(f"The benchmark could not go on: {error}", markup=False)
             return 1
@@ -182,8 +206,14 @@ def main(arguments: Sequence[str]) -> int:
         "Resident memory at the end: "
         + ", ".join(f"{name} {count >> 20} MiB" for name, count in resident_bytes.items())
     )
+    if other_work.share > _OTHER_WORK_SHARE_MAX:
+        console.print(
+            f"Other processes took {other_work.share:.0%} of the processors: do not trust these figures."
+        )
     if options.json:
-        options.json.write_text(json.dumps(as_data(results, version, resident_bytes), indent=2) + "\n")
+        options.json.write_text(
+            json.dumps(as_data(results, version, resident_bytes, other_work.share), indent=2) + "\n"
+        )
     return 0
 
 

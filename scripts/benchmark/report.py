@@ -68,7 +68,9 @@ def _summary(measurements: Sequence[Measurement]) -> Numbers:
     }
 
 
-def as_data(results: Sequence[RowResult], tgt_version: str, resident_bytes: dict[str, int]) -> Numbers:
+def as_data(
+    results: Sequence[RowResult], tgt_version: str, resident_bytes: dict[str, int], other_cpu_share: float
+) -> Numbers:
     """Everything, for the JSON file. Rates are units of work a second."""
     return {
         "machine": {
@@ -77,6 +79,7 @@ def as_data(results: Sequence[RowResult], tgt_version: str, resident_bytes: dict
             "python": platform.python_version(),
             "tgt": tgt_version,
         },
+        "other_cpu_share": other_cpu_share,
         "resident_bytes": resident_bytes,
         "rows": [
             {

@@ -29,6 +29,18 @@ def free_port() -> int:
         return port
 
 
+def busy_seconds(processors: Sequence[int]) -> float:
+    """How long these processors have been busy so far, for whomever (proc(5), /proc/stat; steal included)."""
+    names = {f"cpu{number}" for number in processors}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in names:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 class TargetProcess(ABC):
     """A running target. Leaving its context ends the process that it started, and no other."""
 
@@ -36,13 +48,13 @@ class TargetProcess(ABC):
     target_name: str
     lun: int
 
-    def __init__(self, directory: Path, volume_bytes: int, processor: int | None) -> None:
+    def __init__(self, directory: Path, volume_bytes: int, processor: int) -> None:
         directory.mkdir()
         self.directory = directory
         self.volume_bytes = volume_bytes
         self.portal = ("127.0.0.1", free_port())
         self._log_path = directory / "log"
-        self._pin = [] if processor is None else ["taskset", "-c", str(processor)]
+        self._pin = ["taskset", "-c", str(processor)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TargetProcess:
@@ -163,7 +175,7 @@ class Embedded(TargetProcess):
     target_name = "iqn.2026-01.org.replctl:benchmark"
     lun = 0
 
-    def __init__(self, directory: Path, volume_bytes: int, processor: int | None, journal_bytes: int) -> None:
+    def __init__(self, directory: Path, volume_bytes: int, processor: int, journal_bytes: int) -> None:
         super().__init__(directory, volume_bytes, processor)
         self._journal_bytes = journal_bytes
 
