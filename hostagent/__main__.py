@@ -15,7 +15,9 @@ from target.errors import ReplctlError
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; with --stdio, carry one peer's conversation on standard input and output."""
+    """Serve until SIGTERM or SIGINT; with --stdio, carry one peer's conversation on standard input and
+    output.
+    """
     parser = argparse.ArgumentParser(prog="replctl-hostagent", description="The copy manager of one site.")
     parser.add_argument("--config", type=Path, required=True, help="the site's site.toml")
     parser.add_argument("--verbose", action="store_true", help="log everything")

@@ -1,23 +1,27 @@
-"""The copy manager: brings the states of the two subsystems together, one group at a time. No I/O, no threads, no clock of its own.
+"""The copy manager: brings the states of the two subsystems together, one group at a time. No I/O, no
+threads, no clock of its own.
 
-It hears of the state of its own groups (level, not edges), of links that come and go, of what peers and operators ask, and of time. It answers with
-calls and notifications through an `Environment`. Two kinds of work: *reconciling* (`_reconcile`, repeated whenever something changed, idempotent) keeps an
-existing pair running after any restart, and *flows* (`pair_flows`) do what an operator asks.
+It hears of the state of its own groups (level, not edges), of links that come and go, of what peers and
+operators ask, and of time. It answers with calls and notifications through an `Environment`. Two kinds of
+work: *reconciling* (`_reconcile`, repeated whenever something changed, idempotent) keeps an existing pair
+running after any restart, and *flows* (`pair_flows`) do what an operator asks.
 
-The conversation of a running pair: the primary tells each mirror how far its journal is durable (note `journal.ready`); the mirror's subsystem
-fetches; the mirror tells how far it received, restored and verified (note `mirror.positions`), and the primary's subsystem releases. Positions are cumulative,
-so a lost or repeated note does no harm, and no round trip limits the throughput.
+The conversation of a running pair: the primary tells each mirror how far its journal is durable (note
+`journal.ready`); the mirror's subsystem fetches; the mirror tells how far it received, restored and verified
+(note `mirror.positions`), and the primary's subsystem releases. Positions are cumulative, so a lost or
+repeated note does no harm, and no round trip limits the throughput.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from hostagent.flow import Done, FlowRunner, Result
+from hostagent.environment import Environment
+from hostagent.flow import FlowRunner, Result
+from hostagent.known import Announcement, Group, MirrorReport
 from hostagent.plan import diverged, supersedes
 from hostagent.store import Store
 from target.control.messages import GroupState
@@ -34,90 +38,6 @@ TAKEOVER = "takeover"
 _FETCH_RETRY_SECONDS = 0.3
 _ASK_AGAIN_SECONDS = 0.5
 _PAIR_SAVE_SECONDS = 5.0
-
-
-class Environment(Protocol):
-    """Where the copy manager lives."""
-
-    site: str
-    peer_wait_seconds: float
-    serve_without_peers: bool
-    state_dir: str
-
-    def call(self, site: str | None, op: str, params: dict[str, Any], done: Done, timeout_seconds: float) -> None:
-        """Ask a peer, or (None) our own subsystem. `done` comes on the copy manager's thread, later."""
-
-    def notify(self, site: str, note: str, params: dict[str, Any]) -> None:
-        """Tell a peer, if its link is up."""
-
-    def link_up(self, site: str) -> bool:
-        """Whether the link to a peer is up."""
-
-    def san_address(self, site: str) -> tuple[str, str] | None:
-        """(portal, target name) of a peer's SAN portal; None for a site that is not configured."""
-
-    def peers(self) -> list[str]:
-        """The configured peers."""
-
-    def monotonic(self) -> float:
-        """Seconds."""
-
-    def wall_ns(self) -> int:
-        """This site's clock."""
-
-    def random_reign(self) -> int:
-        """63 random bits."""
-
-
-@dataclass(slots=True)
-class Announcement:
-    """What the primary said last of its journal, and when we heard it."""
-
-    site: str
-    epoch: int
-    reign: int
-    durable: int
-    durable_lsn: int
-    latest: int
-    time_ns: int
-    heard_at: float
-
-
-@dataclass(slots=True)
-class MirrorReport:
-    """What a mirror said last of itself."""
-
-    params: dict[str, Any]
-    heard_at: float
-    sending: bool = False
-    unsent: bool = True
-    mismatches_seen: int = 0
-    repaired: int = 0
-
-
-@dataclass(slots=True)
-class Group:
-    """What the copy manager knows of one group."""
-
-    name: str
-    state: GroupState | None = None
-    announced: Announcement | None = None
-    reports: dict[str, MirrorReport] = field(default_factory=dict)
-    peer_states: dict[str, tuple[GroupState, float]] = field(default_factory=dict)
-    """What each peer said last, and when we asked for it (-1: it told unasked)."""
-    told: dict[str, tuple[int, float]] = field(default_factory=dict)
-    positions_told: tuple[object, float] = ((), 0.0)
-    shipped: dict[str, int] = field(default_factory=dict)
-    confirm_since: float | None = None
-    asking: bool = False
-    next_ask_at: float = 0.0
-    fetch_asked: bool = False
-    fetch_retry_at: float = 0.0
-    advanced_to: int = 0
-    link_reason: str = ""
-    conflict: str = ""
-    mirror_states: dict[str, str] = field(default_factory=dict)
-    pairs_saved_at: float = 0.0
 
 
 class CopyManager:
@@ -137,7 +57,9 @@ class CopyManager:
         found = self.groups.get(name) if isinstance(name, str) else None
         if found is None:
             known = ", ".join(sorted(self.groups)) or "none"
-            raise OperatorError(f"there is no group {name!r} at site {self.environment.site!r}; the groups: {known}")
+            raise OperatorError(
+                f"there is no group {name!r} at site {self.environment.site!r}; the groups: {known}"
+            )
         return found
 
     def state_of(self, group: Group) -> GroupState:
@@ -280,11 +202,14 @@ class CopyManager:
             self.log(
                 group.name,
                 "superseded",
-                f"{site} reigns in epoch {theirs.epoch}, this site's is {mine.epoch}: writes are refused from here on",
+                f"{site} reigns in epoch {theirs.epoch}, this site's is {mine.epoch}: writes are "
+                f"refused from here on",
                 peer=site,
                 epoch=theirs.epoch,
             )
-            self._set_access(group, "read_only", f"superseded by {site} in epoch {theirs.epoch}", superseded=True)
+            self._set_access(
+                group, "read_only", f"superseded by {site} in epoch {theirs.epoch}", superseded=True
+            )
         elif diverged(theirs, mine):
             text = f"{site} reigns too, in another epoch {theirs.epoch}: both sites were taken over"
             if group.conflict != text:
@@ -301,7 +226,9 @@ class CopyManager:
         self.environment.call(None, "group.access", params, done, 10.0)
 
     def _confirm(self, group: Group, state: GroupState) -> None:
-        """After a start: serve when no peer knows a newer epoch, or when the policy says so without their word."""
+        """After a start: serve when no peer knows a newer epoch, or when the policy says so without their
+        word.
+        """
         if state.access != "hold" or self.flows.busy(group.name):
             group.confirm_since = None
             return
@@ -327,7 +254,10 @@ class CopyManager:
                 self.log(group.name, "serve", f"{silent} did not answer; the policy is to serve")
                 self._set_access(group, "serve", "")
             elif state.reason != "refused":
-                text = f"{silent} did not answer; the policy is to refuse writes until they do (or takeover --force)"
+                text = (
+                    f"{silent} did not answer; the policy is to refuse writes until they do "
+                    "(or takeover --force)"
+                )
                 self.log(group.name, "refuse", text)
                 group.confirm_since = now
 
@@ -397,7 +327,12 @@ class CopyManager:
         if not fresh:
             return
         report.mismatches_seen = len(mismatches)
-        self.log(group.name, "mismatch", f"{site} differed in {len(fresh)} extents; they are copied again", extents=fresh)
+        self.log(
+            group.name,
+            "mismatch",
+            f"{site} differed in {len(fresh)} extents; they are copied again",
+            extents=fresh,
+        )
 
         def done(_: Result | None, error: ReplctlError | None) -> None:
             if error is None:
@@ -466,7 +401,9 @@ class CopyManager:
         address = self.environment.san_address(state.primary)
         if result is None or not result.get("found") or address is None:
             group.fetch_asked = False
-            group.link_reason = str(error) if error else str(result and result.get("reason") or "no SAN address")
+            group.link_reason = (
+                str(error) if error else str((result and result.get("reason")) or "no SAN address")
+            )
             return
         group.link_reason = ""
         portal, target = address
@@ -496,7 +433,14 @@ class CopyManager:
         if not state.primary or not self.environment.link_up(state.primary):
             return
         now = self.environment.monotonic()
-        facts = (state.latest, state.durable, state.restored, state.verified, state.verified_extents, state.consistent)
+        facts = (
+            state.latest,
+            state.durable,
+            state.restored,
+            state.verified,
+            state.verified_extents,
+            state.consistent,
+        )
         told, at = group.positions_told
         if told == facts and now - at < REPORT_SECONDS:
             return
@@ -523,7 +467,11 @@ class CopyManager:
 
     def _note_changes(self, group: Group, before: GroupState | None, state: GroupState) -> None:
         """Log what an operator would want to find later."""
-        if before is None or (before.role, before.access, before.epoch) != (state.role, state.access, state.epoch):
+        if before is None or (before.role, before.access, before.epoch) != (
+            state.role,
+            state.access,
+            state.epoch,
+        ):
             text = f"{state.role} in epoch {state.epoch}, access {state.access}"
             self.log(group.name, "role", text + (f" ({state.reason})" if state.reason else ""))
         states = {mirror.name: mirror.state for mirror in state.mirrors}

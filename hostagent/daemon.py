@@ -1,6 +1,7 @@
 """The copy manager as a process: links, sockets and clock around `CopyManager`, one queue in the middle.
 
-Whatever a thread hears is put into the queue; one thread takes it out and runs the copy manager. So the copy manager needs no lock.
+Whatever a thread hears is put into the queue; one thread takes it out and runs the copy manager. So the copy
+manager needs no lock.
 """
 
 from __future__ import annotations

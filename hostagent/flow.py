@@ -1,8 +1,8 @@
 """Operations that take several steps at several places, written one step after the other.
 
-A flow is a generator. It yields a `Call` and is resumed with the result, or with the error raised where it yielded; it yields a `Wait` and is resumed
-when the condition holds. The runner holds no thread: it goes on when an answer or an event comes in, so that the same flows run in the
-daemon and in the simulation.
+A flow is a generator. It yields a `Call` and is resumed with the result, or with the error raised where it
+yielded; it yields a `Wait` and is resumed when the condition holds. The runner holds no thread: it goes on
+when an answer or an event comes in, so that the same flows run in the daemon and in the simulation.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ Flow = Generator[Call | Wait, Any, Any]
 class Carrier(Protocol):
     """What carries a flow's calls."""
 
-    def call(self, site: str | None, op: str, params: dict[str, Any], done: Done, timeout_seconds: float) -> None:
+    def call(
+        self, site: str | None, op: str, params: dict[str, Any], done: Done, timeout_seconds: float
+    ) -> None:
         """Ask; `done` is called once, on the copy manager's thread, never before this returns."""
 
     def monotonic(self) -> float:

@@ -1,7 +1,8 @@
-"""What operators ask for, one step after the other: create, split, resync, delete, take over. Generators for `FlowRunner`.
+"""What operators ask for, one step after the other: create, split, resync, delete, take over. Generators for
+`FlowRunner`.
 
-Every flow may be repeated after it broke off anywhere: each step finds out how far things are. The order within a flow is the safe one: a
-promise or a mark is durable before what depends on it happens.
+Every flow may be repeated after it broke off anywhere: each step finds out how far things are. The order
+within a flow is the safe one: a promise or a mark is durable before what depends on it happens.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from hostagent.copy_manager import CopyManager, Group
+from hostagent.copy_manager import CopyManager
 from hostagent.flow import Call, Flow, Wait
+from hostagent.known import Group
 from hostagent.pair_states import Event, PairState, mirror_state, next_state
 from hostagent.plan import Fork, TakeoverPlan, fork_point, plan_takeover
 from target.control.messages import GroupState, MirrorStatus
@@ -90,7 +92,9 @@ class PairFlows:
         if site in {mirror.name for mirror in mine.mirrors}:
             if theirs.role == "secondary" and theirs.primary == self._environment.site:
                 return {"changed": False}
-            yield Call(None, "mirror.remove", {"group": group.name, "mirror": site})  # a create that broke off
+            yield Call(
+                None, "mirror.remove", {"group": group.name, "mirror": site}
+            )  # a create that broke off
         _check_volumes(mine, theirs, site)
         if theirs.role != "simplex":
             whose = f"a secondary of {theirs.primary!r}" if theirs.role == "secondary" else "a primary"
@@ -145,7 +149,12 @@ class PairFlows:
                 f"restoring the split point at {name}",
                 _CATCH_UP_SECONDS,
             )
-            suspended = {"group": group.name, "mirror": name, "state": "split", "reason": "split by an operator"}
+            suspended = {
+                "group": group.name,
+                "mirror": name,
+                "state": "split",
+                "reason": "split by an operator",
+            }
             yield Call(None, "mirror.suspend", suspended)
             yield Call(name, "pair.split", {"group": group.name, "primary": self._environment.site}, 60.0)
             self._manager.log(group.name, "pair split", f"{name} was split at record {sequence}", mirror=name)
@@ -164,7 +173,9 @@ class PairFlows:
             return {"changed": False}
         if mine.role == "secondary" or mine.primary:
             if self._environment.link_up(mine.primary):
-                raise OperatorError(f"the primary {mine.primary!r} is there: pair delete {group.name} at {mine.primary}")
+                raise OperatorError(
+                    f"the primary {mine.primary!r} is there: pair delete {group.name} at {mine.primary}"
+                )
             yield Call(None, "group.demote", {"group": group.name}, 90.0)
             self._manager.log(group.name, "pair delete", f"simplex again, without a word from {mine.primary}")
             return {"changed": True}
@@ -172,11 +183,15 @@ class PairFlows:
         for name in _mirrors(mine, site):
             yield Call(None, "mirror.remove", {"group": group.name, "mirror": name}, 90.0)
             try:
-                yield Call(name, "pair.release", {"group": group.name, "primary": self._environment.site}, 90.0)
+                yield Call(
+                    name, "pair.release", {"group": group.name, "primary": self._environment.site}, 90.0
+                )
             except PeerError as error:
                 told = False
                 self._manager.log(
-                    group.name, "pair delete", f"{name} could not be told ({error}): pair delete {group.name} there too"
+                    group.name,
+                    "pair delete",
+                    f"{name} could not be told ({error}): pair delete {group.name} there too",
                 )
             self._manager.log(group.name, "pair delete", f"{name} is no mirror any more", mirror=name)
         return {"changed": True, "peer_told": told}
@@ -227,7 +242,8 @@ class PairFlows:
         self._manager.log(
             group.name,
             "pair resync",
-            f"{name} follows from record {begin['sequence']} on; {size} bytes it wrote on its own are copied back",
+            f"{name} follows from record {begin['sequence']} on; {size} bytes it wrote on its own are "
+            f"copied back",
             mirror=name,
             common=fork.sequence,
         )
@@ -242,7 +258,8 @@ class PairFlows:
             digests.add(fork.digest)
         if len(digests) > 1:
             raise ConflictError(
-                f"group {group.name!r}: this site and {name} have different histories at record {fork.sequence}, "
+                f"group {group.name!r}: this site and {name} have different histories at record "
+                f"{fork.sequence}, "
                 "although their epochs are the same. Delete the pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )
@@ -260,7 +277,8 @@ class PairFlows:
             self._manager.log(
                 group.name,
                 "export",
-                f"{name} had {exported['records']} records behind {fork.sequence} that are in no other site's history; "
+                f"{name} had {exported['records']} records behind {fork.sequence} that are in no "
+                f"other site's history; "
                 f"they are kept there as {exported['path']}",
                 **exported,
             )
@@ -322,7 +340,9 @@ class PairFlows:
             return self._taken(group, plan, mine.epoch, started, changed=mine.access != "serve")
         if mine.role == "primary" and mine.superseded:
             epoch = self._next_epoch(group, mine, None)
-            yield from self._promote(group, epoch, [(mirror.name, mirror.received) for mirror in mine.mirrors])
+            yield from self._promote(
+                group, epoch, [(mirror.name, mirror.received) for mirror in mine.mirrors]
+            )
             return self._taken(group, plan, epoch, started, changed=True)
         end = yield from self._fence(group, plan)
         epoch = self._next_epoch(group, mine, end.get("epoch"))
@@ -380,7 +400,13 @@ class PairFlows:
         seconds = self._environment.monotonic() - started
         group.conflict = ""
         self._manager.log(group.name, "takeover", f"primary in epoch {epoch} after {seconds:.2f} s")
-        return {"plan": plan.to_json(), "changed": changed, "group": group.name, "epoch": epoch, "seconds": seconds}
+        return {
+            "plan": plan.to_json(),
+            "changed": changed,
+            "group": group.name,
+            "epoch": epoch,
+            "seconds": seconds,
+        }
 
     # -- verify --
 
@@ -392,9 +418,11 @@ class PairFlows:
         yield Call(None, "group.verify", {"group": group.name})
         yield from self._own(group)
         yield Wait(
-            lambda: group.state is not None
-            and group.state.verify is not None
-            and group.state.verify.last_sequence is not None,
+            lambda: (
+                group.state is not None
+                and group.state.verify is not None
+                and group.state.verify.last_sequence is not None
+            ),
             "appending the digests",
             3600.0,
         )
@@ -408,8 +436,10 @@ def _check_volumes(mine: GroupState, theirs: GroupState, site: str) -> None:
     for own, other in zip(mine.volumes, theirs.volumes, strict=False):
         if own != other:
             raise OperatorError(
-                f"group {mine.name!r}: volume {own.name!r} ({own.size_bytes} bytes, blocks of {own.block_size_bytes}) is "
-                f"{other.name!r} ({other.size_bytes} bytes, blocks of {other.block_size_bytes}) at {site}: make them alike"
+                f"group {mine.name!r}: volume {own.name!r} ({own.size_bytes} bytes, blocks of "
+                f"{own.block_size_bytes}) is "
+                f"{other.name!r} ({other.size_bytes} bytes, blocks of {other.block_size_bytes}) at "
+                f"{site}: make them alike"
             )
     if len(mine.volumes) != len(theirs.volumes):
         raise OperatorError(

@@ -1,7 +1,7 @@
 """Pair states and their transitions: one table, from which docs/pair-states.md is made. Pure.
 
-The names are the field's own. A state belongs to one mirror of a group, seen from its primary; SSUS and SSWS are seen at the site that
-was, or is, the other side.
+The names are the field's own. A state belongs to one mirror of a group, seen from its primary; SSUS and SSWS
+are seen at the site that was, or is, the other side.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def allows(state: PairState, event: Event) -> bool:
 
 
 def mirror_state(state: str, *, filling: bool, journal_reaches: bool) -> PairState:
-    """The pair state of a mirror, from its state in the journal volume and what the journal can still give it."""
+    """The pair state of a mirror, from its state in the journal volume and what the journal can still give
+    it.
+    """
     match state:
         case "copy":
             return PairState.COPY

@@ -23,7 +23,9 @@ class Fork:
 
 
 def fork_point(mine: GroupState, theirs: GroupState) -> Fork:
-    """Where `theirs` leaves our history. Raises ConflictError when it is not an ancestor, a branch or a part of ours."""
+    """Where `theirs` leaves our history. Raises ConflictError when it is not an ancestor, a branch or a
+    part of ours.
+    """
     if theirs.group_id != mine.group_id:
         raise ConflictError(
             f"group {mine.name!r} at the other site belongs to another pair (or to none): nothing is shared. "
@@ -120,7 +122,12 @@ def plan_takeover(
 ) -> TakeoverPlan:
     """`primary` is the old primary's state if it answered; `now_ns` our best guess of the primary's clock."""
     old = mine.primary
-    if mine.role == "primary" and not mine.primary and not mine.superseded and mine.access in ("serve", "hold"):
+    if (
+        mine.role == "primary"
+        and not mine.primary
+        and not mine.superseded
+        and mine.access in ("serve", "hold")
+    ):
         return _unneeded(site, mine, waiting=mine.access == "hold" and not force)
     reachable = primary is not None and link_up
     planned = reachable and not force and primary is not None and primary.role == "primary"
@@ -168,7 +175,8 @@ def _unneeded(site: str, mine: GroupState, *, waiting: bool) -> TakeoverPlan:
         seconds_lost=0.0,
         way_back="nothing changes",
         refused=(
-            f"this site is the primary and waits: {mine.reason}. With --force it serves without the peers' word"
+            f"this site is the primary and waits: {mine.reason}. With --force it serves without the "
+            f"peers' word"
             if waiting
             else None
         ),
@@ -211,7 +219,10 @@ def _refusal(
             "and what did not arrive here is lost"
         )
     if not planned:
-        return f"{mine.primary!r} is no primary of {mine.name!r} any more; with --force this site serves all the same"
+        return (
+            f"{mine.primary!r} is no primary of {mine.name!r} any more; "
+            "with --force this site serves all the same"
+        )
     if mine.role == "primary" and mine.primary:
         return (
             f"the pair is split: what {mine.primary!r} wrote since then is not here. "

@@ -1,6 +1,8 @@
-"""Who may ask what: operators through the agent's socket, peers through their links. Each operation is one row of a table.
+"""Who may ask what: operators through the agent's socket, peers through their links. Each operation is one
+row of a table.
 
-Requests that need several steps become flows; the others are answered from what is known, or passed on to our storage subsystem.
+Requests that need several steps become flows; the others are answered from what is known, or passed on to our
+storage subsystem.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hostagent.copy_manager import TAKEOVER, CopyManager, Group
+from hostagent.copy_manager import TAKEOVER, CopyManager
 from hostagent.flow import Done, Flow, Result
+from hostagent.known import Group
 from hostagent.pair_flows import PairFlows
 from hostagent.rpc import Params, Reply
 from hostagent.status import group_status, pair_status
@@ -74,7 +77,9 @@ class Requests:
     def _group(self, params: Params) -> Group:
         return self._manager.group(params.get("group"))
 
-    def _ask_target(self, op: str, params: Params, reply: Reply, timeout_seconds: float = _SLOW_SECONDS) -> None:
+    def _ask_target(
+        self, op: str, params: Params, reply: Reply, timeout_seconds: float = _SLOW_SECONDS
+    ) -> None:
         def done(result: Result | None, error: ReplctlError | None) -> None:
             reply(result) if error is None else reply(error=error)
 
@@ -98,7 +103,13 @@ class Requests:
     def _ping(self, _: str, params: Params, reply: Reply) -> None:
         def done(result: Result | None, error: ReplctlError | None) -> None:
             ready = bool(result and result.get("ready"))
-            reply({"ready": ready, "site": self._environment.site, "reason": "" if error is None else str(error)})
+            reply(
+                {
+                    "ready": ready,
+                    "site": self._environment.site,
+                    "reason": "" if error is None else str(error),
+                }
+            )
 
         self._environment.call(None, "ping", {}, done, 2.0)
 
@@ -166,15 +177,27 @@ class Requests:
         if state.role != "primary" or mirror is None:
             reply({"found": False, "reason": f"{peer} is no mirror of {self._environment.site}"})
         elif mirror.state not in ("copy", "pair"):
-            reply({"found": False, "reason": f"{peer} is suspended ({mirror.state}): pair resync at the primary"})
+            reply(
+                {
+                    "found": False,
+                    "reason": f"{peer} is suspended ({mirror.state}): pair resync at the primary",
+                }
+            )
         else:
             self._ask_target("journal.at", {"group": group.name, "sequence": params["sequence"]}, reply, 10.0)
 
     def _follow(self, peer: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
         state = self._manager.state_of(group)
-        if state.role == "primary" and not state.primary and state.mirrors and not self._handed_over(group, peer):
-            raise OperatorError(f"{self._environment.site} reigns over group {group.name!r} and follows nobody")
+        if (
+            state.role == "primary"
+            and not state.primary
+            and state.mirrors
+            and not self._handed_over(group, peer)
+        ):
+            raise OperatorError(
+                f"{self._environment.site} reigns over group {group.name!r} and follows nobody"
+            )
         self._manager.log(group.name, "follow", f"follows {peer} from record {params['sequence']} on")
         group.announced = None
         self._ask_target("group.follow", {**params, "primary": peer}, reply)
@@ -187,7 +210,9 @@ class Requests:
     def _superseding(self, group: Group) -> set[str]:
         mine = group.state
         return {
-            site for site, (theirs, _) in group.peer_states.items() if mine is not None and theirs.epoch > mine.epoch
+            site
+            for site, (theirs, _) in group.peer_states.items()
+            if mine is not None and theirs.epoch > mine.epoch
         }
 
     def _peer_split(self, peer: str, params: Params, reply: Reply) -> None:
@@ -228,7 +253,9 @@ class Requests:
         group = self._group(params)
         state = self._manager.state_of(group)
         if not any(mirror.name == peer for mirror in state.mirrors):
-            raise OperatorError(f"{peer!r} is no mirror of group {group.name!r} at {self._environment.site!r}")
+            raise OperatorError(
+                f"{peer!r} is no mirror of group {group.name!r} at {self._environment.site!r}"
+            )
         self._manager.log(group.name, "takeover", f"{peer} takes over: writes wait from here on")
 
         def answer(result: Any = None, error: ReplctlError | None = None) -> None:

@@ -1,4 +1,6 @@
-"""What `pair status` and `group status` show: plain data from what is known, never better than the truth (I6)."""
+"""What `pair status` and `group status` show: plain data from what is known, never better than the truth
+(I6).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from hostagent.copy_manager import CopyManager, Group
+from hostagent.copy_manager import CopyManager
+from hostagent.known import Group
 from hostagent.pair_flows import pair_state_of
 from hostagent.pair_states import PairState, worst
 from target.control.messages import GroupState, MirrorStatus

@@ -1,6 +1,7 @@
 """What the copy manager must not forget: SQLite, every transaction durable before it counts.
 
-Truth about data lives with the data, in the journal volumes; what is here is roles, epochs heard of, and history, and can be rebuilt from there.
+Truth about data lives with the data, in the journal volumes; what is here is roles, epochs heard of, and
+history, and can be rebuilt from there.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Store:
         if known is not None and known.epoch >= epoch:
             return False
         self._db.execute(
-            "INSERT OR REPLACE INTO epoch VALUES (?, ?, ?, ?, ?)", (group, group_id, epoch, f"{reign:x}", site)
+            "INSERT OR REPLACE INTO epoch VALUES (?, ?, ?, ?, ?)",
+            (group, group_id, epoch, f"{reign:x}", site),
         )
         return True
 
@@ -75,7 +77,8 @@ class Store:
     def save_pair(self, group: str, site: str, role: str, state: str, received: int, restored: int) -> None:
         """How a pair stands, for a person who looks when nothing runs."""
         self._db.execute(
-            "INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?)", (group, site, role, state, received, restored)
+            "INSERT OR REPLACE INTO pair VALUES (?, ?, ?, ?, ?, ?)",
+            (group, site, role, state, received, restored),
         )
 
     def remove_pair(self, group: str, site: str) -> None:
@@ -104,7 +107,13 @@ class Store:
             (group, group, limit),
         ).fetchall()
         return [
-            {"time": row[0] / 1e9, "group": row[1], "kind": row[2], "text": row[3], "facts": json.loads(row[4])}
+            {
+                "time": row[0] / 1e9,
+                "group": row[1],
+                "kind": row[2],
+                "text": row[3],
+                "facts": json.loads(row[4]),
+            }
             for row in reversed(rows)
         ]
 

@@ -30,6 +30,7 @@ from target.san.fetch import Fetch
 from target.san.source import IscsiSource
 from target.scsi.device_server import Device
 from target.scsi.logical_unit import LogicalUnit
+from target.scsi.sense import MODE_PARAMETERS_CHANGED
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +82,13 @@ class Subsystem:
         group = open_group(self.loop, settings, journal, tuple(shapes), devices)
         self.groups[name] = group
         entries = {entry.name: entry for entry in group.volumes}
+        units: list[LogicalUnit] = []
         for volume in table.volumes:
             served = GroupVolume(group, entries[str(volume.name)], serial_of(site, name, str(volume.name)))
-            front[volume.lun] = LogicalUnit(served)
+            unit = LogicalUnit(served)
+            front[volume.lun] = unit
+            units.append(unit)
+        group.listen(_tells_write_protection(group, units))
         journal_volume = ReadOnlyVolume(
             journal, self.loop, name=f"{name}.journal", serial=serial_of(site, name, "journal")
         )
@@ -214,6 +219,21 @@ class Subsystem:
             group.write_path.end_turn()
             group.write_path.commit(urgent=True)
             group.background.make_space()
+
+
+def _tells_write_protection(group: ConsistencyGroup, units: Sequence[LogicalUnit]) -> Callable[[], None]:
+    """Hosts that know the write-protect bit are told when it changes, so that they ask again."""
+    protected = group.access in (Access.READ_ONLY, Access.FAILED)
+
+    def look() -> None:
+        nonlocal protected
+        now = group.access in (Access.READ_ONLY, Access.FAILED)
+        if now != protected:
+            protected = now
+            for unit in units:
+                unit.raise_unit_attention(MODE_PARAMETERS_CHANGED)
+
+    return look
 
 
 _NOBODY = "iqn.2026-01.org.replctl:nobody"

@@ -1,0 +1,61 @@
+"""What the copy manager knows of its groups between two events. It is heard anew after every restart;
+nothing here must survive one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from target.control.messages import GroupState
+
+
+@dataclass(slots=True)
+class Announcement:
+    """What the primary said last of its journal, and when we heard it."""
+
+    site: str
+    epoch: int
+    reign: int
+    durable: int
+    durable_lsn: int
+    latest: int
+    time_ns: int
+    heard_at: float
+
+
+@dataclass(slots=True)
+class MirrorReport:
+    """What a mirror said last of itself."""
+
+    params: dict[str, Any]
+    heard_at: float
+    sending: bool = False
+    unsent: bool = True
+    mismatches_seen: int = 0
+    repaired: int = 0
+
+
+@dataclass(slots=True)
+class Group:
+    """What the copy manager knows of one group."""
+
+    name: str
+    state: GroupState | None = None
+    announced: Announcement | None = None
+    reports: dict[str, MirrorReport] = field(default_factory=dict)
+    peer_states: dict[str, tuple[GroupState, float]] = field(default_factory=dict)
+    """What each peer said last, and when we asked for it (-1: it told unasked)."""
+    told: dict[str, tuple[int, float]] = field(default_factory=dict)
+    positions_told: tuple[object, float] = ((), 0.0)
+    shipped: dict[str, int] = field(default_factory=dict)
+    confirm_since: float | None = None
+    asking: bool = False
+    next_ask_at: float = 0.0
+    fetch_asked: bool = False
+    fetch_retry_at: float = 0.0
+    advanced_to: int = 0
+    link_reason: str = ""
+    conflict: str = ""
+    mirror_states: dict[str, str] = field(default_factory=dict)
+    pairs_saved_at: float = 0.0
