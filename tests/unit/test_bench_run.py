@@ -1,4 +1,4 @@
-"""`scripts/bench` as a person runs it: both targets started, measured and ended, and the numbers in a file."""
+"""`scripts/bench` as a person runs it: both targets started, measured and ended, the numbers in a file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(Tgt.version() is None, reason="tgt is not installed: apt-get install tgt")
 def test_both_targets_are_measured_and_none_is_left_behind(tmp_path: Path) -> None:
     rows = ["write-256k-sequential-32", "read-4k-random-32"]
+    options = ["--quick", "--rounds", "1", "--json", str(tmp_path / "result.json")]
+    options += [word for row in rows for word in ("--row", row)]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "scripts.benchmark",
-            "--quick",
-            "--rounds",
-            "1",
-            "--json",
-            tmp_path / "result.json",
-        ]
-        + [word for row in rows for word in ("--row", row)],
+        [sys.executable, "-m", "scripts.benchmark", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
