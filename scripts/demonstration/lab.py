@@ -16,7 +16,7 @@ GROUP = "group1"
 DATABASE_VOLUME, LOG_VOLUME = "data", "log"
 VOLUMES = {DATABASE_VOLUME: "64MiB", LOG_VOLUME: "16MiB"}
 JOURNAL_SIZE = "128MiB"
-_COMMAND_SECONDS_MAX = 90
+_COMMAND_SECONDS_MAX = 40
 _LAST_LINES = 15
 
 Facts = dict[str, Any]
@@ -89,17 +89,19 @@ class Lab:
         return dict(self._description()["sites"][name])
 
     def _run(self, *arguments: str) -> Facts:
-        done = subprocess.run(
-            [*self._replctl, *arguments, "--json"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_SECONDS_MAX,
-            check=False,
-        )
+        command = f"replctl {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                [*self._replctl, *arguments, "--json"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_COMMAND_SECONDS_MAX,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f"{command} did not end within {_COMMAND_SECONDS_MAX} seconds") from None
         if done.returncode != 0:
             said = done.stderr.strip() or done.stdout.strip()
-            raise CommandFailed(
-                f"replctl {' '.join(arguments)} ended with exit code {done.returncode}: {said}"
-            )
+            raise CommandFailed(f"{command} ended with exit code {done.returncode}: {said}")
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
