@@ -56,6 +56,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -145,8 +146,7 @@ class RestoredMarker:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A boundary between two packs: LSN, last sequence number below, chain digest of the last pack below."""
 
     lsn: Lsn = Lsn(0)
@@ -263,6 +263,10 @@ def decode(block: Buffer) -> Superblock | None:
     if core[1] != VERSION or core[7] != BLOCK_BYTES:
         return None
     volume_count, epoch_count, mirror_count = core[22:25]
+    if volume_count > VOLUMES_MAX or epoch_count > EPOCHS_MAX or mirror_count > MIRRORS_MAX:
+        return None
+    if not core[6] or core[6] % BLOCK_BYTES:
+        return None
     try:
         return Superblock(
             flags=Flag(core[2]),
@@ -304,7 +308,7 @@ def newest(copies: list[Superblock | None]) -> Superblock | None:
 
 def _volumes(view: memoryview, count: int) -> list[VolumeEntry]:
     entries = []
-    for index in range(min(count, VOLUMES_MAX)):
+    for index in range(count):
         number, block_size, size, first_page, pages, name = _VOLUME.unpack_from(
             view, _VOLUMES_OFFSET + index * _VOLUME.size
         )
@@ -314,7 +318,7 @@ def _volumes(view: memoryview, count: int) -> list[VolumeEntry]:
 
 def _mirrors(view: memoryview, count: int) -> list[MirrorEntry]:
     entries = []
-    for index in range(min(count, MIRRORS_MAX)):
+    for index in range(count):
         name, state, slot, *sequences = _MIRROR.unpack_from(view, _MIRRORS_OFFSET + index * _MIRROR.size)
         entries.append(
             MirrorEntry(_string(name), MirrorState(state), slot, *(SequenceNumber(s) for s in sequences))
@@ -323,7 +327,8 @@ def _mirrors(view: memoryview, count: int) -> list[MirrorEntry]:
 
 
 def _text(text: str) -> bytes:
-    return text.encode()[:64]
+    """At most 64 bytes, and no piece of a character: a marker's name may be a peer's, of any length."""
+    return text.encode()[:64].decode(errors="ignore").encode()
 
 
 def _string(raw: bytes) -> str:
