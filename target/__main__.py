@@ -17,7 +17,7 @@ from target.subsystem import Subsystem
 _log = logging.getLogger("target")
 
 _SETTLE_SECONDS_MAX = 20.0
-_SWITCH_INTERVAL_SECONDS = 0.0005
+_SWITCH_INTERVAL_SECONDS = 0.0001
 """The loop thread must not wait 5 ms for a worker that holds the interpreter."""
 
 

@@ -27,11 +27,13 @@ from target.journal.record import (
 )
 from target.journal.scan import Pack, RingReader, behind, walk
 from target.journal.superblock import Position
-from target.overlay import GRANULE_BYTES, ZERO, Generation, Granules
+from target.overlay import GRANULE_BYTES, ZERO, Generation, Granules, Partial
 from target.volume import Buffer
 
 STRETCH_BYTES_MAX = 16 << 20
 _IOVECS_MAX = 256
+_PACK_SHIFT = 32
+_PACK_MASK = (1 << _PACK_SHIFT) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +113,28 @@ def _take(
     pack: Pack, stretch: Stretch, result: Restored, batch: _Batch, volumes: Mapping[int, BlockDevice]
 ) -> bool:
     """Take a pack's records up to the limit; False when the limit is inside."""
-    sequence = pack.header.first_sequence
-    held: Buffer | None = None
-    own = pack.header.reign == stretch.own_reign
-    for record in pack.header.descriptors():
+    header = pack.header
+    sequence = header.first_sequence - 1
+    own = header.reign == stretch.own_reign
+    batch.hold(pack.view)
+    for row in header.rows():
+        sequence += 1
         if sequence > stretch.limit:
+            result.sequence = stretch.limit
             return False
-        if sequence > stretch.done:
-            if own and record.type in COPIED:
-                pass
-            elif record.type in RESTORABLE:
-                if record.data_length and held is None:
-                    held = bytes(pack.view)  # the reader's window moves on
-                    batch.hold(held)
-                batch.put(record)
-            elif record.type == RecordType.VERIFY and not stretch.verify:
-                pass
-            elif record.type == RecordType.VERIFY:
+        record_type = row[0]
+        if sequence <= stretch.done or (own and record_type in COPIED):
+            continue
+        if record_type in RESTORABLE:
+            batch.put(row)
+        elif record_type == RecordType.VERIFY:
+            if stretch.verify:
                 result.bytes_written += batch.write()
-                if held is not None:
-                    batch.hold(held)
-                _verify(pack, record, SequenceNumber(sequence), result, volumes)
-            else:
-                _note(pack, record, SequenceNumber(sequence), result)
-            result.sequence = SequenceNumber(sequence)
-        sequence = SequenceNumber(sequence + 1)
+                batch.hold(pack.view)
+                _verify(pack, Descriptor._make(row), SequenceNumber(sequence), result, volumes)
+        else:
+            _note(pack, Descriptor._make(row), SequenceNumber(sequence), result)
+    result.sequence = max(result.sequence, SequenceNumber(sequence))
     return True
 
 
@@ -164,85 +163,88 @@ def _verify(
 
 
 class _Batch:
-    """Records on their way to the volumes, coalesced; positions are places in the packs that are held."""
+    """Records on their way to the volumes, coalesced. A position is the number of a held pack and a place
+    in it.
+    """
 
     def __init__(self, volumes: Mapping[int, BlockDevice]) -> None:
         self._volumes = volumes
         self._generation = Generation()
         self._packs: list[memoryview] = []
-        self._starts: list[int] = []
         self.held_bytes = 0
 
-    def hold(self, pack: Buffer) -> None:
+    def hold(self, pack: memoryview) -> None:
         """Records put from now on lie in this pack."""
-        self._packs.append(memoryview(pack))
-        self._starts.append(self.held_bytes)
+        self._packs.append(pack)
         self.held_bytes += len(pack)
 
-    def put(self, record: Descriptor) -> None:
-        if record.data_length:
-            self._generation.put(
-                record.volume, record.offset, record.length, self._starts[-1] + record.data_offset
-            )
-        else:
-            self._generation.put(record.volume, record.offset, record.length, ZERO)
+    def put(self, row: tuple[int, int, int, int, int, int, int, int]) -> None:
+        """Take a record, given as the bare tuple of its `Descriptor`."""
+        _, _, volume, data_length, offset, length, data_offset, _ = row
+        position = (len(self._packs) - 1 << _PACK_SHIFT) + data_offset if data_length else ZERO
+        self._generation.put(volume, offset, length, position)
 
     def write(self) -> int:
         """Write what is collected and begin anew; returns the bytes written."""
         written = 0
-        whole = memoryview(b"".join(self._packs)) if len(self._packs) != 1 else self._packs[0]
         for number, granules in self._generation.granules.items():
-            written += _write_volume(self._volumes[number], granules, whole)
+            written += _write_volume(self._volumes[number], granules, self._packs)
         self._generation = Generation()
         self._packs.clear()
-        self._starts.clear()
         self.held_bytes = 0
         return written
 
 
-def _write_volume(device: BlockDevice, granules: Granules, whole: memoryview) -> int:
+def _write_volume(device: BlockDevice, granules: Granules, packs: list[memoryview]) -> int:
+    """Write the newest content of every granule, ascending, neighbours with one call; parts of granules
+    last.
+    """
     written = 0
-    run: list[memoryview] = []
+    run: list[Buffer] = []
     run_offset = run_end = zero_offset = zero_end = 0
-    parts: list[tuple[int, int]] = []
-    whole_granules = sorted((granule, place) for granule, place in granules.items() if isinstance(place, int))
-    for granule, value in whole_granules:
+    last_start = last_end = -1
+    parts: list[tuple[int, Partial]] = []
+    for granule in sorted(granules):
+        value = granules[granule]
         offset = granule * GRANULE_BYTES
+        if not isinstance(value, int):
+            parts.append((offset, value))
+            continue
         if value == ZERO:
-            if offset == zero_end:
-                zero_end += GRANULE_BYTES
-            else:
-                device.punch(zero_offset, zero_end - zero_offset) if zero_end else None
-                zero_offset, zero_end = offset, offset + GRANULE_BYTES
+            if offset != zero_end and zero_end > zero_offset:
+                device.punch(zero_offset, zero_end - zero_offset)
+                zero_end = -1
+            if offset != zero_end:
+                zero_offset = offset
+            zero_end = offset + GRANULE_BYTES
             continue
         if run and (offset != run_end or len(run) >= _IOVECS_MAX):
             device.pwritev(run, run_offset)
+            written += run_end - run_offset
             run = []
         if not run:
-            run_offset = run_end = offset
-            parts.clear()
-        if parts and parts[-1][1] == value:
-            start = parts[-1][0]
-            parts[-1] = (start, value + GRANULE_BYTES)
-            run[-1] = whole[start : value + GRANULE_BYTES]
+            run_offset, last_end = offset, -1
+        if value == last_end:  # it goes on in the pack where the last one ended: one piece
+            last_end += GRANULE_BYTES
+            run[-1] = _data(packs, last_start, last_end - last_start)
         else:
-            parts.append((value, value + GRANULE_BYTES))
-            run.append(whole[value : value + GRANULE_BYTES])
-        run_end += GRANULE_BYTES
-        written += GRANULE_BYTES
+            last_start, last_end = value, value + GRANULE_BYTES
+            run.append(_data(packs, value, GRANULE_BYTES))
+        run_end = offset + GRANULE_BYTES
     if run:
         device.pwritev(run, run_offset)
-    if zero_end:
+        written += run_end - run_offset
+    if zero_end > zero_offset:
         device.punch(zero_offset, zero_end - zero_offset)
-    for granule, parts_of in granules.items():
-        if isinstance(parts_of, int):
-            continue
-        for part in parts_of:
-            offset = granule * GRANULE_BYTES + part.start
+    for offset, fragments in parts:
+        for part in fragments:
             length = part.stop - part.start
-            if part.position == ZERO:
-                device.pwritev([bytes(length)], offset)
-            else:
-                device.pwritev([whole[part.position : part.position + length]], offset)
+            data = bytes(length) if part.position == ZERO else _data(packs, part.position, length)
+            device.pwritev([data], offset + part.start)
             written += length
     return written
+
+
+def _data(packs: list[memoryview], position: int, length: int) -> memoryview:
+    start = position & _PACK_MASK
+    return packs[position >> _PACK_SHIFT][start : start + length]

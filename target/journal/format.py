@@ -124,7 +124,7 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     recovery = Recovery(device, superblock, superblock.checkpoint_lsn)
     position = superblock.tail
     for pack in recovery.packs():
-        index.append(replace(position, lsn=pack.header.lsn))
+        index.append(position._replace(lsn=pack.header.lsn))
         for number, record in enumerate(pack.header.descriptors()):
             if record.type in (RecordType.MARKER, RecordType.EPOCH):
                 data = pack.view[record.data_offset : record.data_offset + record.data_length]

@@ -50,7 +50,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, NewType
 
@@ -190,9 +190,11 @@ class EpochStart:
             raise IntegrityError(f"an epoch record cannot be decoded: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class PackHeader:
-    """A decoded header block. `raw` is its used part, as it stands on the medium."""
+class PackHeader(NamedTuple):
+    """A decoded header block. `raw` is its used part, as it stands on the medium.
+
+    A plain tuple, like `Descriptor`: with one write outstanding there is a pack for every write.
+    """
 
     record_count: int
     data_length: int
@@ -229,7 +231,11 @@ class PackHeader:
 
     def descriptors(self) -> Iterator[Descriptor]:
         """The records, in sequence order."""
-        return map(Descriptor._make, _DESCRIPTOR.iter_unpack(self.raw[_DESCRIPTORS_OFFSET:]))
+        return map(Descriptor._make, self.rows())
+
+    def rows(self) -> Iterator[tuple[int, int, int, int, int, int, int, int]]:
+        """The same as bare tuples, for the hot path."""
+        return _DESCRIPTOR.iter_unpack(self.raw[_DESCRIPTORS_OFFSET:])
 
 
 def round_up(length: int) -> int:
@@ -325,7 +331,7 @@ def relocate(header: PackHeader, lsn: int, durable_lsn: int) -> bytes:
 def relocated(header: PackHeader, lsn: int, durable_lsn: int) -> PackHeader:
     """`relocate`, as a value."""
     raw = relocate(header, lsn, durable_lsn)
-    return replace(header, lsn=Lsn(lsn), durable_lsn=Lsn(durable_lsn), raw=raw)
+    return header._replace(lsn=Lsn(lsn), durable_lsn=Lsn(durable_lsn), raw=raw)
 
 
 def decode_header(block: Buffer) -> PackHeader | None:
@@ -386,12 +392,10 @@ def check_data(header: PackHeader, pack: Buffer) -> int | None:
     """Check every record's data CRC in a whole pack; the index of the first bad record, or None."""
     view = memoryview(pack)
     end = BLOCK_BYTES + header.data_length
-    for index, record in enumerate(header.descriptors()):
-        if not record.data_length:
-            continue
-        start = record.data_offset
-        stop = start + record.data_length
-        if start < BLOCK_BYTES or stop > end or crc32c(view[start:stop]) != record.crc:
+    for index, (_, _, _, length, _, _, start, crc) in enumerate(header.rows()):
+        if length and (
+            start < BLOCK_BYTES or start + length > end or crc32c(view[start : start + length]) != crc
+        ):
             return index
     return None
 

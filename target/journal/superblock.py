@@ -154,6 +154,10 @@ class Position(NamedTuple):
     digest: bytes = NO_DIGEST
 
 
+BEGINNING = Position()
+"""In front of the first record of a group."""
+
+
 @dataclass(frozen=True, slots=True)
 class Superblock:
     """Everything the journal volume knows beside the packs."""
@@ -175,7 +179,7 @@ class Superblock:
     checkpoint_sequence: SequenceNumber = SequenceNumber(0)
     durable_lsn: Lsn = Lsn(0)
     durable_sequence: SequenceNumber = SequenceNumber(0)
-    tail: Position = Position()
+    tail: Position = BEGINNING
     epochs: tuple[EpochStart, ...] = ()
     mirrors: tuple[MirrorEntry, ...] = ()
     restored_marker: RestoredMarker = RestoredMarker()
