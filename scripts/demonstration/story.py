@@ -243,7 +243,7 @@ class Story:
         for facts in (event["facts"] for event in events if event["kind"] == "export"):
             self.records_lost = int(facts["records"])
             self.screen.check(
-                f"the {self.records_lost} records that only a had are kept there as {Path(facts['path']).name}",
+                f"the {self.records_lost} records that only a had are kept as {Path(facts['path']).name}",
                 Path(facts["path"]).stat().st_size > 0,
             )
 
