@@ -31,6 +31,11 @@ def pair_status(manager: CopyManager, group: Group) -> dict[str, Any]:
         role, status = "secondary", PairState.SSUS
     elif state.superseded:
         role, status = "superseded", PairState.PSUE
+    if state.role == "primary" and (state.superseded or state.access == "failed"):
+        # Whatever the journal volume says of them: nothing flows from here any more (I6).
+        status = PairState.PSUE
+        for mirror in mirrors:
+            mirror.update(status=status.value, lag_seconds=None)
     return {
         "group": group.name,
         "role": role,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hostagent.cli.output import Json, say, show_json, show_table, show_tree
+from hostagent.cli.output import Json, bytes_text, say, show_facts, show_json, show_table, time_text
 from hostagent.cli.pair import Group
 from hostagent.cli.site import chosen_site
 from hostagent.cli.waiting import Status, Timeout, Wait, wait_for
@@ -54,7 +54,12 @@ def list_markers(context: typer.Context, group: Group, json: Json = False) -> No
     if json:
         show_json(result)
         return
-    _show_rows(result.get("markers", []))
+    columns = ["sequence", "time", "kind", "marker"]
+    rows = [
+        [marker["sequence"], time_text(marker["time_ns"] / 1e9), marker["kind"], marker["name"]]
+        for marker in result["markers"]
+    ]
+    show_table(columns, rows) if rows else say(f"no marker of {group} is known here")
 
 
 @group_app.command("status")
@@ -66,7 +71,7 @@ def group_status(context: typer.Context, group: Group, json: Json = False) -> No
     if json:
         show_json(result)
     else:
-        show_tree(result)
+        _show_group(result)
 
 
 def verify(
@@ -123,13 +128,49 @@ def events(
     if json:
         show_json(result)
         return
-    _show_rows(result.get("events", []))
+    rows = [
+        [time_text(event["time"]), event["group"], event["kind"], event["text"]] for event in result["events"]
+    ]
+    show_table(["time", "group", "kind", "what happened"], rows) if rows else say("nothing happened yet")
 
 
-def _show_rows(rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if columns:
-        show_table(columns, [[row.get(column) for column in columns] for row in rows])
+def _show_group(state: dict[str, Any]) -> None:
+    """The group as it stands in this site's journal volume; the rest is in the JSON."""
+    facts: dict[str, object] = {
+        "group": f"{state['name']} ({state['group_id']})",
+        "role": f"{state['role']}, {state['status']}",
+        "access": _with_reason(state["access"], state["reason"]),
+        "records": "latest {latest}, durable {durable}, on the volumes {restored}".format(**state),
+        "journal": "{journal_used_percent} % used, from record {tail} on".format(**state),
+    }
+    if state["journal_filled_percent"] < 100:
+        facts["journal written out"] = f"{state['journal_filled_percent']} %"
+    marker = state["restored_marker"]
+    if marker["sequence"]:
+        name, time = marker["name"] or "heartbeat", time_text(marker["time_ns"] / 1e9)
+        facts["last restored marker"] = f"{name} (sequence {marker['sequence']}, {time})"
+    fetch = state["fetch"]
+    if fetch is not None:
+        facts["SAN link"] = _with_reason(fetch["state"], fetch["reason"])
+        facts["read over it"] = bytes_text(fetch["bytes_read"])
+    if state["conflict"]:
+        facts["conflict"] = state["conflict"]
+    show_facts(facts)
+    volumes = [
+        [volume["name"], bytes_text(volume["size_bytes"]), volume["block_size_bytes"]]
+        for volume in state["volumes"]
+    ]
+    show_table(["volume", "size", "block bytes"], volumes)
+    epochs = [
+        [epoch["epoch"], time_text(epoch["time_ns"] / 1e9), epoch["parent_epoch"], epoch["fork_sequence"]]
+        for epoch in state["epochs"]
+    ]
+    if epochs:
+        show_table(["epoch", "began", "parent", "behind record"], epochs)
+
+
+def _with_reason(state: str, reason: str) -> str:
+    return f"{state}: {reason}" if reason else state
 
 
 def _sites_in_pair(status: Status) -> list[str]:

@@ -41,9 +41,12 @@ def up(
 ) -> None:
     """Start a lab, or what of it does not run, and wait until every site serves. Writes DIR/lab.json."""
     from hostagent.lab.lab import Lab
+    from hostagent.lab.plan import LabFiles
 
+    chosen = _directory(context, directory)
+    is_new = not LabFiles(chosen).plan.exists()
     lab = Lab.create_or_open(
-        _directory(context, directory),
+        chosen,
         sites=sites,
         volumes=volumes,
         journal=journal,
@@ -61,7 +64,10 @@ def up(
             for name, daemons in result["sites"].items()
         ],
     )
-    say(f"now: replctl --lab {result['dir']} --site a pair create group1 --secondary b --wait")
+    step = "pair status group1"
+    if is_new and len(result["sites"]) > 1:
+        step = "pair create group1 --secondary b --wait"
+    say(f"now: replctl --lab {result['dir']} --site a {step}")
 
 
 @app.command()
@@ -96,7 +102,7 @@ def down(context: typer.Context, directory: Directory = None, json: Json = False
 def kill(
     context: typer.Context,
     site: SiteName,
-    daemon: Annotated[str | None, typer.Argument(metavar="[target|hostagent]")] = None,
+    daemon: Annotated[str | None, typer.Argument(metavar="target|hostagent")] = None,
     directory: Directory = None,
     json: Json = False,
 ) -> None:

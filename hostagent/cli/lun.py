@@ -40,6 +40,8 @@ def read(
     """Read blocks into a file or to standard output. --json, with --output, says what was read."""
     if json and output is None:
         raise OperatorError("--json needs --output FILE: standard output would carry the data")
+    if output is None and sys.stdout.isatty():
+        raise OperatorError("standard output is a terminal: give --output FILE, or a pipe")
     with _connect(url, user, secret_file) as client:
         _check_range(client, lba, blocks)
         count = 0

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _console = Console(highlight=False, soft_wrap=True)
-_tables = Console(highlight=False, width=1000)  # a line too long for the terminal wraps; no word is cut short
 
 
 def show_json(value: Any) -> None:
@@ -26,30 +25,31 @@ def say(text: str) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Numbers to the right, the rest to the left; missing values as a dash."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    rows = [list(row) for row in rows]
-    for index, column in enumerate(columns):
-        numeric = any(isinstance(row[index], (int, float)) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
-    _tables.print(table)
+    """Numbers to the right, the rest to the left; missing values as a dash.
+
+    No line is filled up with blanks behind its last word: one that is too long for the terminal wraps once.
+    """
+    table = [list(row) for row in rows]
+    texts = [list(columns), *([cell(value) for value in row] for row in table)]
+    widths = [max(len(row[index]) for row in texts) for index in range(len(columns))]
+    numeric = [any(_is_number(row[index]) for row in table) for index in range(len(columns))]
+    for number, row in enumerate(texts):
+        fields = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        _console.print("  ".join(fields).rstrip(), style="bold" if number == 0 else None, markup=False)
 
 
-def show_tree(value: dict[str, Any], indent: int = 0) -> None:
-    """Nested facts as indented lines."""
-    space = "  " * indent
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            say(f"{space}{key}:")
-            show_tree(item, indent + 1)
-        elif isinstance(item, list) and item and all(isinstance(each, dict) for each in item):
-            say(f"{space}{key}:")
-            for each in item:
-                show_tree(each, indent + 1)
-        else:
-            say(f"{space}{key}: {cell(item)}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def show_facts(facts: dict[str, object]) -> None:
+    """One fact a line, the values below each other."""
+    width = max(map(len, facts)) + 2
+    for name, fact in facts.items():
+        say(f"{name + ':':<{width}}{cell(fact)}")
 
 
 def cell(value: object) -> str:
@@ -62,6 +62,11 @@ def cell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return str(value)
+
+
+def time_text(seconds: float) -> str:
+    """Seconds since 1970 as local time, ISO 8601."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def bytes_text(count: int | None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from hostagent.cli.output import Json, bytes_text, cell, say, show_json, show_table
+from hostagent.cli.output import Json, bytes_text, say, show_facts, show_json, show_table, time_text
 from hostagent.cli.site import chosen_site
 from hostagent.cli.waiting import (
+    Mirror,
     Status,
     Timeout,
     Wait,
@@ -28,6 +29,8 @@ Secondary = Annotated[
 ]
 
 _TAKEOVER_SECONDS_MAX = 600.0
+_FLOWING = ("COPY", "PAIR", "PFUL")
+"""The states in which the SAN link should carry the journal."""
 
 
 @app.command()
@@ -106,18 +109,7 @@ def status(context: typer.Context, group: Group, json: Json = False) -> None:
     if json:
         show_json(result)
         return
-    say(f"group {result['group']}: {result['role']}, {result['status']}, epoch {result['epoch']}")
-    positions = ("latest", "durable", "shipped", "received", "restored", "verified")
-    rows = []
-    for mirror in result["mirrors"]:
-        sequence = mirror["sequence"]
-        rows.append(
-            [mirror["site"], mirror["status"], mirror["lag_seconds"]]
-            + [sequence.get(position) for position in positions]
-            + [bytes_text(mirror["differential_bytes"]), _copy_text(mirror.get("copy"))]
-        )
-    if rows:
-        show_table(["mirror", "status", "lag s", *positions, "differing", "copying"], rows)
+    _show_status(result)
 
 
 def takeover(
@@ -168,34 +160,75 @@ def _change(
         show_json(result if state is None else {**result, "pair": state})
         return
     say(f"{op.replace('.', ' ')} {group}: {'changed' if result.get('changed', True) else 'unchanged'}")
+    if not result.get("peer_told", True):
+        say(f"a secondary could not be told: pair delete {group} there too (events {group} says which)")
     if state is not None:
         say(describe(state))
 
 
+def _show_status(status: Status) -> None:
+    """What the group is here, a line for each mirror, and below what is out of the ordinary."""
+    role = status["role"]
+    primary = status.get("primary")
+    if role == "secondary" and primary:
+        role = f"secondary of {primary}"
+    say(f"group {status['group']}: {role}, {status['status']}, epoch {status['epoch']}")
+    reason = status.get("reason")
+    if reason and reason != role:
+        say(reason)
+    mirrors = status["mirrors"]
+    if not mirrors:
+        say(f"no pair; to make one: pair create {status['group']} --secondary SITE")
+        return
+    sequence = mirrors[0]["sequence"]
+    say(f"records: latest {sequence['latest']}, durable {sequence['durable']}")
+    positions = ("shipped", "received", "restored", "verified")
+    show_table(
+        ["mirror", "status", "lag s", *positions, "differing"],
+        [
+            [mirror["site"], mirror["status"], mirror["lag_seconds"]]
+            + [mirror["sequence"][position] for position in positions]
+            + [bytes_text(mirror["differential_bytes"])]
+            for mirror in mirrors
+        ],
+    )
+    for mirror in mirrors:
+        for note in _notes(mirror):
+            say(f"{mirror['site']}: {note}")
+
+
+def _notes(mirror: Mirror) -> Iterator[str]:
+    copy, compared, link = mirror.get("copy"), mirror.get("verify"), mirror.get("link") or {}
+    if copy is not None:
+        percent = 100 * copy["done_bytes"] // max(1, copy["total_bytes"])
+        yield f"{copy['phase']} {percent} % of {bytes_text(copy['total_bytes'])}"
+    if compared is not None:
+        yield "verified {extents} extents, {mismatches} differed, {repaired} repaired".format(**compared)
+    down = [f"management link {link['management']}"] if link.get("management", "up") != "up" else []
+    if mirror["status"] in _FLOWING and link.get("san", "reading") != "reading":
+        down.append(f"SAN link {link['san']}")
+    if down:
+        yield ", ".join(down)
+    if mirror.get("reason"):
+        yield mirror["reason"]
+
+
 def _show_plan(plan: dict[str, Any]) -> None:
-    marker = plan["last_restored_marker"]
-    last = "-" if marker is None else f"{marker['name']} (sequence {marker['sequence']}, {marker['time']})"
-    facts = {
+    """What a takeover means, in the words of the plan; what is not known is said to be unknown."""
+    marker, lost, seconds = plan["last_restored_marker"], plan["records_lost"], plan["seconds_lost"]
+    facts: dict[str, object] = {
         "group": plan["group"],
         "new primary": plan["site"],
         "old primary": plan["old_primary"],
         "old primary reachable": plan["old_primary_reachable"],
         "old primary fenced": plan["old_primary_fenced"],
         "takeover": plan["mode"],
-        "last restored marker": last,
-        "records lost": "unknown" if plan["records_lost"] is None else plan["records_lost"],
-        "seconds lost": "unknown" if plan["seconds_lost"] is None else plan["seconds_lost"],
+        "last restored marker": marker
+        and f"{marker['name']} (sequence {marker['sequence']}, {time_text(marker['time'])})",
+        "records lost": f"unknown, at least {plan['records_lost_at_least']}" if lost is None else lost,
+        "seconds lost": "unknown" if seconds is None else f"{seconds:.2f}",
         "way back": plan["way_back"],
     }
     if plan["refused"] is not None:
         facts["refused"] = plan["refused"]
-    width = max(map(len, facts)) + 2
-    for name, fact in facts.items():
-        say(f"{name + ':':<{width}}{cell(fact)}")
-
-
-def _copy_text(copy: dict[str, Any] | None) -> str:
-    if copy is None:
-        return "-"
-    percent = 100 * copy["done_bytes"] // max(1, copy["total_bytes"])
-    return f"{copy['phase']} {percent} % of {bytes_text(copy['total_bytes'])}"
+    show_facts(facts)

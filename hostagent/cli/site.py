@@ -12,7 +12,7 @@ import typer
 
 from hostagent.agent_socket import AgentClient
 from hostagent.names import known_name
-from target.errors import OperatorError
+from target.errors import OperatorError, PeerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,15 @@ class Site:
     socket: Path
     groups: Sequence[str] | None = None
     peers: Sequence[str] | None = None
+    lab: Path | None = None
 
     def connect(self) -> AgentClient:
-        return AgentClient(self.socket)
+        try:
+            return AgentClient(self.socket)
+        except PeerError as error:
+            if self.lab is None:
+                raise
+            raise PeerError(f"{error}; in this lab: replctl lab up --dir {self.lab}") from None
 
     def group(self, name: str) -> str:
         """`name`, if it can be a group here; a typo is told before anything is asked."""
@@ -88,5 +94,8 @@ def _site_of_lab(directory: Path, name: str | None) -> Site:
         raise OperatorError(f"--site NAME is missing; the sites of this lab are: {', '.join(sites)}")
     site = sites[known_name("site", name, sites)]
     return Site(
-        Path(site["agent"]["socket"]), list(site["san"]["luns"]), [other for other in sites if other != name]
+        Path(site["agent"]["socket"]),
+        list(site["san"]["luns"]),
+        [other for other in sites if other != name],
+        directory,
     )

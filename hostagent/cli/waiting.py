@@ -22,7 +22,8 @@ Mirror = dict[str, Any]
 
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done, not when it is begun.")]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="With --wait: give up after this long (exit code 6).")
+    float | None,
+    typer.Option(metavar="SECONDS", min=0, help="With --wait: give up after this long (exit code 6)."),
 ]
 
 _POLL_SECONDS = 0.15
@@ -108,13 +109,15 @@ def describe(status: Mapping[str, Any]) -> str:
 
 
 def _progress() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # a file gets no empty lines
     )
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,38 @@ def test_status_for_people_names_state_and_positions(agent: Agent, replctl: Repl
         assert word in ended.out
 
 
+def test_status_says_what_is_out_of_the_ordinary(agent: Agent, replctl: Replctl) -> None:
+    broken = mirror("b", "PAIR", 7, link={"management": "up", "san": "down"})
+    split = mirror("c", "PSUS", 7, link={"management": "up", "san": "down"}, reason="split by an operator")
+    agent.script("pair.status", pair_status(broken, split))
+    lines = replctl("pair", "status", "group1").out.splitlines()
+    assert lines[-2:] == ["b: SAN link down", "c: split by an operator"]
+
+
+def test_status_of_a_superseded_site_says_by_whom(agent: Agent, replctl: Replctl) -> None:
+    superseded = {"role": "superseded", "status": "PSUE", "reason": "superseded by b in epoch 4"}
+    agent.script("pair.status", {**pair_status(mirror("b", "PSUE", 7)), **superseded})
+    lines = replctl("pair", "status", "group1").out.splitlines()
+    assert lines[:2] == ["group group1: superseded, PSUE, epoch 3", "superseded by b in epoch 4"]
+
+
+def test_a_line_of_a_table_ends_with_its_last_word(agent: Agent, replctl: Replctl) -> None:
+    agent.script("pair.status", pair_status(mirror("b", "PAIR", 7), mirror("c", "COPY", 7)))
+    out = replctl("pair", "status", "group1").out
+    assert out.splitlines()
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_a_simplex_group_is_told_how_a_pair_is_made(agent: Agent, replctl: Replctl) -> None:
+    agent.script("pair.status", {**pair_status(), "role": "simplex", "status": "SMPL"})
+    assert "pair create group1 --secondary SITE" in replctl("pair", "status", "group1").out
+
+
+def test_a_secondary_that_was_not_told_of_the_end_is_named(agent: Agent, replctl: Replctl) -> None:
+    agent.script("pair.delete", {"changed": True, "peer_told": False})
+    assert "pair delete group1 there too" in replctl("pair", "delete", "group1").out
+
+
 def test_create_without_wait_asks_once(agent: Agent, replctl: Replctl) -> None:
     agent.script("pair.create", {"changed": True})
     assert replctl("pair", "create", "group1", "--secondary", "b", "--json").json() == {"changed": True}
@@ -194,6 +228,8 @@ def test_verify_reports_what_differed(agent: Agent, replctl: Replctl, mismatches
     assert len(agent.asked) == 3
 
 
+NIGHTLY = datetime(2026, 1, 2, 3, 4, 5).astimezone()
+
 PLAN = {
     "group": "group1",
     "site": "b",
@@ -201,8 +237,9 @@ PLAN = {
     "old_primary_reachable": False,
     "old_primary_fenced": True,
     "mode": "forced",
-    "last_restored_marker": {"name": "nightly", "sequence": 41, "time": "2026-01-02T03:04:05Z"},
+    "last_restored_marker": {"name": "nightly", "sequence": 41, "time": NIGHTLY.timestamp()},
     "records_lost": None,
+    "records_lost_at_least": 7,
     "seconds_lost": 1.25,
     "way_back": "resync from b with differences only",
     "refused": None,
@@ -213,7 +250,8 @@ def test_the_plan_of_a_takeover_is_shown_before_it(agent: Agent, replctl: Replct
     agent.script("takeover", PLAN)
     ended = replctl("takeover", "group1", "--plan")
     assert ended.code == 0
-    for fact in ("forced", "nightly (sequence 41, 2026-01-02T03:04:05Z)", "unknown", "1.2", "resync from b"):
+    marker = f"nightly (sequence 41, {NIGHTLY.isoformat(' ')})"
+    for fact in ("forced", marker, "unknown, at least 7", "1.25", "resync from b"):
         assert fact in ended.out
     assert agent.asked == [("takeover", {"group": "group1", "force": False, "plan": True})]
 
@@ -253,6 +291,25 @@ def test_without_an_agent_it_says_how_to_start_one(replctl: Replctl, tmp_path: P
     ended = replctl("pair", "status", "group1", site=("--socket", str(tmp_path / "none.sock")))
     assert ended.code == 3
     assert "start it" in ended.err
+
+
+def test_in_a_lab_it_says_how_to_start_the_lab(agent: Agent, replctl: Replctl) -> None:
+    lab = write_lab(agent)
+    agent.server.close()
+    ended = replctl("pair", "status", "group1", site=("--lab", lab, "--site", "a"))
+    assert ended.code == 3
+    assert f"replctl lab up --dir {lab}" in ended.err
+
+
+def test_a_directory_that_cannot_be_made_is_no_traceback(replctl: Replctl, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = replctl("lab", "up", "--dir", str(tmp_path / "file" / "lab"), site=())
+    assert ended.code == 2
+    assert ended.err == f"replctl: {tmp_path / 'file' / 'lab'}: Not a directory\n"
+
+
+def test_the_version_is_the_packages(replctl: Replctl) -> None:
+    assert replctl("--version", site=()).out == f"replctl {version('replctl')}\n"
 
 
 def write_lab(agent: Agent) -> str:
@@ -303,10 +360,11 @@ def test_a_mistake_is_told_before_anything_is_asked(
 
 
 def test_a_site_of_a_lab_is_asked_through_its_socket(agent: Agent, replctl: Replctl) -> None:
-    agent.script("marker.list", {"markers": [{"name": "m", "sequence": 5}]})
+    marker = {"sequence": 5, "time_ns": int(NIGHTLY.timestamp() * 1e9), "name": "m", "kind": "operator"}
+    agent.script("marker.list", {"markers": [marker]})
     ended = replctl("marker", "list", "group1", site=("--lab", write_lab(agent), "--site", "a"))
     assert ended.code == 0
-    assert "m" in ended.out
+    assert ended.out.splitlines()[1].split() == ["5", *NIGHTLY.isoformat(" ").split(), "operator", "m"]
 
 
 def test_an_unknown_option_is_the_operators_error(replctl: Replctl) -> None:
@@ -316,9 +374,19 @@ def test_an_unknown_option_is_the_operators_error(replctl: Replctl) -> None:
 
 
 def test_events_are_asked_for_all_groups_or_one(agent: Agent, replctl: Replctl) -> None:
-    agent.script("events", {"events": [{"time": "2026-01-02T03:04:05Z", "text": "takeover"}]})
-    assert "takeover" in replctl("events").out
-    assert replctl("events", "group1", "--limit", "3", "--json").json()["events"][0]["text"] == "takeover"
+    event = {
+        "time": NIGHTLY.timestamp(),
+        "group": "group1",
+        "kind": "takeover",
+        "text": "primary in epoch 2",
+        "facts": {"plan": "long"},
+    }
+    agent.script("events", {"events": [event]})
+    shown = replctl("events").out
+    assert shown.splitlines()[1].split("  ") == [
+        NIGHTLY.isoformat(" "), "group1", "takeover", "primary in epoch 2"
+    ]  # fmt: skip
+    assert replctl("events", "group1", "--limit", "3", "--json").json() == {"events": [event]}
     assert [params for _, params in agent.asked] == [
         {"group": None, "limit": 50},
         {"group": "group1", "limit": 3},
