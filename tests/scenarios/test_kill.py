@@ -1,0 +1,140 @@
+"""SIGKILL at random moments, of any daemon, under load: the pair goes on by itself and nothing is lost.
+
+A SIGKILL takes the process and leaves the machine: what was written to files is in the page cache still. So
+these rounds ask for more than I1 does, for every acknowledged write; losing the cache as well is what
+`tests/simulation` does with disks of its own.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.scenarios.history import Cut, History
+from tests.scenarios.load import Load
+from tests.scenarios.site_lab import SiteLab, rounds, seed
+
+VICTIMS = [(site, daemon) for site in "ab" for daemon in ("target", "hostagent")]
+
+
+def check_secondary(lab: SiteLab, history: History, site: str, markers: dict[str, int]) -> Cut:
+    """I2: what the site holds is a prefix; it has all that came before each marker it knows."""
+    lab.wait_restored_all_received(site)
+    cut = history.cut(lab.content(site))
+    for marker in lab.ask(site, "marker.list")["markers"]:
+        if marker["name"] in markers:
+            before = history.acknowledged(before=markers[marker["name"]])
+            history.require(cut, before, f"{site} has restored marker {marker['name']}")
+    return cut
+
+
+def check_primary(lab: SiteLab, history: History, site: str) -> None:
+    """I1, and more: see above."""
+    cut = history.cut(lab.content(site))
+    history.require(cut, history.durable(), "flushed")
+    history.require(cut, history.acknowledged(), "acknowledged before a SIGKILL")
+
+
+def check_equal(lab: SiteLab, history: History, primary: str, secondary: str) -> None:
+    """Nothing is written now: both sites become equal, block by block, and hold every write."""
+    lab.wait_equal(primary, secondary)
+    at_primary, at_secondary = lab.content(primary), lab.content(secondary)
+    history.cut(at_primary)
+    assert at_primary == history.image()
+    assert at_secondary == at_primary
+    history.compact()
+
+
+@pytest.mark.timeout(3600)
+def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
+    number = seed()
+    chance = random.Random(number)
+    history = History(lab.blocks)
+    markers: dict[str, int] = {}
+    trail = [f"SCENARIO_SEED={number}"]
+    try:
+        for round_number in range(rounds(16)):
+            with Load(lab, "a", history, seed=number + round_number) as load:
+                for _ in range(2):
+                    load.wait_acknowledged(chance.randrange(300))
+                    name = f"marker {round_number}.{len(markers)}"
+                    markers[name] = history.now()
+                    lab.create_marker("a", name)
+                    load.wait_acknowledged(chance.randrange(60))
+                    victims = chance.sample(VICTIMS, chance.choice((1, 1, 1, 2)))
+                    trail.append(f"round {round_number}: SIGKILL to {victims}")
+                    for site, daemon in victims:
+                        lab.kill(site, daemon)
+                    if ("a", "target") in victims and not any(site == "b" for site, _ in victims):
+                        check_secondary(lab, history, "b", markers)
+                    lab.up()
+                load.wait_acknowledged(1)
+            check_primary(lab, history, "a")
+            check_equal(lab, history, "a", "b")
+    except BaseException as error:
+        error.add_note("\n".join(trail) + "\n" + lab.report())
+        raise
+
+
+def take_over(lab: SiteLab, history: History, site: str, markers: dict[str, int]) -> int:
+    """Force this site to be the primary: it holds a prefix with all that the plan promised.
+
+    Returns the number of writes that are lost.
+    """
+    plan = lab.ask(site, "takeover", plan=True, force=True)
+    assert plan["refused"] is None, plan
+    assert plan["mode"] == "forced"
+    taken = lab.ask(site, "takeover", plan=False, force=True)
+    assert taken["changed"]
+    cut = history.cut(lab.content(site))
+    last = plan["last_restored_marker"]
+    known = {marker["name"]: marker["sequence"] for marker in lab.ask(site, "marker.list")["markers"]}
+    for name, moment in markers.items():
+        if name in known:
+            assert last["sequence"] >= known[name], "a marker that is listed was restored"
+            history.require(cut, history.acknowledged(before=moment), f"{name} was restored")
+    return history.truncate(cut)
+
+
+@pytest.mark.timeout(3600)
+def test_the_site_of_the_primary_may_die_and_the_other_one_goes_on(lab: SiteLab) -> None:
+    """Forced takeover of what a random moment left; the roles change with every round."""
+    number = seed()
+    chance = random.Random(number)
+    history = History(lab.blocks)
+    primary, secondary = "a", "b"
+    trail = [f"SCENARIO_SEED={number}"]
+    try:
+        for round_number in range(rounds(5)):
+            name = f"round {round_number}"
+            with Load(lab, primary, history, seed=number + round_number) as load:
+                load.wait_acknowledged(chance.randrange(400))
+                moment = history.now()
+                lab.create_marker(primary, name)
+                load.wait_acknowledged(chance.randrange(200))
+                if chance.random() < 0.5:
+                    victim = chance.choice(("target", "hostagent"))
+                    trail.append(f"{name}: {victim} of {secondary} dies and comes back without its primary")
+                    lab.kill(secondary, victim)
+                    lab.cut()
+                    lab.up()
+                    load.wait_acknowledged(chance.randrange(100))
+                trail.append(f"{name}: {primary} dies")
+                lab.kill(primary)
+                load.stop()
+            lost = take_over(lab, history, secondary, {name: moment})
+            trail.append(f"{name}: {lost} writes were lost")
+            primary, secondary = secondary, primary
+            lab.join()
+            with Load(lab, primary, history, seed=number - round_number) as load:
+                load.wait_acknowledged(200)
+                lab.up()
+                lab.wait_link(primary, secondary)
+                load.wait_acknowledged(200)
+                lab.ask(primary, "pair.resync", secondary=secondary)
+                lab.wait_status(primary, secondary, "PAIR")
+            check_equal(lab, history, primary, secondary)
+    except BaseException as error:
+        error.add_note("\n".join(trail) + "\n" + lab.report())
+        raise
