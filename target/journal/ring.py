@@ -73,6 +73,7 @@ class Journal:
         self.filled_bytes = superblock.ring_bytes
         self._superblock_dirty = True
         self._extra_writes: list[tuple[int, bytes]] = []
+        self._epoch_begun = False
 
     # -- places and space --
 
@@ -223,6 +224,7 @@ class Journal:
         """Make all that was appended durable, and the superblock if it changed. One at a time."""
         head = self.head
         extra, self._extra_writes = self._extra_writes, []
+        epoch_begun, self._epoch_begun = self._epoch_begun, False
         superblock: Superblock | None = None
         if self._superblock_dirty:
             superblock = replace(
@@ -236,10 +238,11 @@ class Journal:
         device = self.device
 
         def work() -> None:
-            if extra:
-                for offset, page in extra:
-                    device.pwritev([page], offset)
-                # What was dropped is marked, durably, before a superblock lets its place be reused.
+            for offset, page in extra:
+                device.pwritev([page], offset)
+            if extra or epoch_begun:
+                # What was dropped is marked, durably, before a superblock lets its place be reused; and the
+                # records that an epoch forks from are durable before a superblock names it.
                 device.flush()
             if superblock is not None:
                 place = superblock.generation % COPIES * SUPERBLOCK_BYTES
@@ -283,6 +286,7 @@ class Journal:
         """What is appended from now on belongs to this epoch."""
         epochs = (*self.superblock.epochs, start)[-EPOCHS_MAX:]
         self.change_superblock(epoch=start.epoch, reign=start.reign, epochs=epochs)
+        self._epoch_begun = True
 
     def restart_at(self, sequence: SequenceNumber, digest: bytes) -> None:
         """Forget every pack and go on behind `sequence`, as if the ring began there.
