@@ -14,7 +14,8 @@ STEPS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), max_size=40)
 
 def positions(steps: list[tuple[int, int]]) -> list[Position]:
     """Boundaries of packs of so many blocks with so many records."""
-    made, lsn, sequence = [], 7 * 4096, 100
+    made: list[Position] = []
+    lsn, sequence = 7 * 4096, 100
     for blocks, records in steps:
         made.append(Position(Lsn(lsn), SequenceNumber(sequence), bytes([len(made)]) * 32))
         lsn += blocks * 4096
