@@ -19,9 +19,11 @@ from typing import Any
 
 import msgspec
 
+from hostagent.at_primary import AtPrimary
+from hostagent.at_secondary import AtSecondary
 from hostagent.environment import Environment
 from hostagent.flow import FlowRunner, Result
-from hostagent.known import Announcement, Group, MirrorReport
+from hostagent.known import Group
 from hostagent.plan import diverged, supersedes
 from hostagent.store import Store
 from target.control.messages import GroupState
@@ -29,13 +31,10 @@ from target.errors import OperatorError, PeerError, ReplctlError
 
 _log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 0.25
-"""Positions are told again after this long even if nothing changed: the other side may have restarted."""
 
 TAKEOVER = "takeover"
 """The name of the flow during which this site does not say what it is."""
 
-_FETCH_RETRY_SECONDS = 0.3
 _ASK_AGAIN_SECONDS = 0.5
 _PAIR_SAVE_SECONDS = 5.0
 
@@ -49,6 +48,8 @@ class CopyManager:
         self.groups = {name: Group(name) for name in group_names}
         self.flows = FlowRunner(environment)
         self.target_up = False
+        self._at_primary = AtPrimary(self)
+        self._at_secondary = AtSecondary(self)
 
     # -- what is known --
 
@@ -127,9 +128,9 @@ class CopyManager:
         if group is None:
             return
         if note == "journal.ready":
-            self._on_ready(group, site, params)
+            self._at_secondary.on_ready(group, site, params)
         elif note == "mirror.positions":
-            self._on_positions(group, site, params)
+            self._at_primary.on_positions(group, site, params)
         else:
             _log.warning("%s sent a note that is not known: %s", site, note)
 
@@ -142,11 +143,11 @@ class CopyManager:
         self._exchange_states(group, state)
         if state.role == "primary":
             self._confirm(group, state)
-            self._tell_ready(group, state)
+            self._at_primary.tell_ready(group, state)
             self._save_pairs(group, state)
         elif state.role == "secondary":
-            self._fetch(group, state)
-            self._tell_positions(group, state)
+            self._at_secondary.fetch(group, state)
+            self._at_secondary.tell_positions(group, state)
 
     def _exchange_states(self, group: Group, state: GroupState) -> None:
         """Know the state of the group at every peer that matters, not older than a moment."""
@@ -260,208 +261,6 @@ class CopyManager:
                 )
                 self.log(group.name, "refuse", text)
                 group.confirm_since = now
-
-    # -- at the primary --
-
-    def _tell_ready(self, group: Group, state: GroupState) -> None:
-        now = self.environment.monotonic()
-        for mirror in state.mirrors:
-            if mirror.state not in ("copy", "pair") or not self.environment.link_up(mirror.name):
-                continue
-            told, at = group.told.get(mirror.name, (-1, 0.0))
-            if told == state.durable and now - at < REPORT_SECONDS:
-                continue
-            group.told[mirror.name] = (state.durable, now)
-            self.environment.notify(
-                mirror.name,
-                "journal.ready",
-                {
-                    "group": group.name,
-                    "epoch": state.epoch,
-                    "reign": state.reign,
-                    "durable": state.durable,
-                    "durable_lsn": state.durable_lsn,
-                    "latest": state.latest,
-                    "time_ns": self.environment.wall_ns(),
-                },
-            )
-
-    def _on_positions(self, group: Group, site: str, params: dict[str, Any]) -> None:
-        state = group.state
-        if state is None or state.role != "primary":
-            return
-        if (params.get("epoch"), params.get("reign")) not in {(e.epoch, e.reign) for e in state.epochs}:
-            return
-        report = group.reports.get(site)
-        if report is None:
-            report = group.reports[site] = MirrorReport(params, 0.0)
-        report.params, report.heard_at, report.unsent = params, self.environment.monotonic(), True
-        group.shipped[site] = params["latest"]
-        self._release(group, site, report)
-        self._repair(group, site, report)
-
-    def _release(self, group: Group, site: str, report: MirrorReport) -> None:
-        """Hand the newest positions to our subsystem, one call at a time."""
-        state = group.state
-        if report.sending or not report.unsent or state is None:
-            return
-        if not any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors):
-            return
-        report.sending, report.unsent = True, False
-        params = {"group": group.name, "mirror": site}
-        params.update({key: report.params[key] for key in ("received", "restored", "verified")})
-
-        def done(_: Result | None, error: ReplctlError | None) -> None:
-            report.sending = False
-            if error is None:
-                self._release(group, site, report)
-
-        self.environment.call(None, "mirror.report", params, done, 10.0)
-
-    def _repair(self, group: Group, site: str, report: MirrorReport) -> None:
-        """What a verify found different is copied again, as a base record, in sequence."""
-        mismatches = report.params.get("mismatches", [])
-        if len(mismatches) < report.mismatches_seen:
-            report.mismatches_seen = 0  # the mirror counts from the start again
-        fresh = mismatches[report.mismatches_seen :]
-        if not fresh:
-            return
-        report.mismatches_seen = len(mismatches)
-        self.log(
-            group.name,
-            "mismatch",
-            f"{site} differed in {len(fresh)} extents; they are copied again",
-            extents=fresh,
-        )
-
-        def done(_: Result | None, error: ReplctlError | None) -> None:
-            if error is None:
-                report.repaired += len(fresh)
-            else:
-                report.mismatches_seen -= len(fresh)
-
-        self.environment.call(
-            None, "mirror.mark", {"group": group.name, "mirror": site, "extents": fresh}, done, 30.0
-        )
-
-    # -- at the secondary --
-
-    def _on_ready(self, group: Group, site: str, params: dict[str, Any]) -> None:
-        state = group.state
-        if state is None or state.role != "secondary" or state.primary != site:
-            return
-        group.announced = Announcement(
-            site,
-            params["epoch"],
-            params["reign"],
-            params["durable"],
-            params["durable_lsn"],
-            params["latest"],
-            params["time_ns"],
-            self.environment.monotonic(),
-        )
-        self.store.heard_of(group.name, state.group_id, params["epoch"], params["reign"], site)
-        self._fetch(group, state)
-
-    def _fetch(self, group: Group, state: GroupState) -> None:
-        """Keep the transfer running, and tell it how far it may read."""
-        announced = group.announced
-        if announced is None or self.flows.busy(group.name):
-            return
-        running = state.fetch is not None and state.fetch.state in ("connecting", "reading")
-        if running:
-            if announced.durable_lsn > group.advanced_to:
-                group.advanced_to = announced.durable_lsn
-                self.environment.call(
-                    None,
-                    "fetch.advance",
-                    {"group": group.name, "durable_lsn": announced.durable_lsn},
-                    lambda result, error: None,
-                    10.0,
-                )
-            return
-        now = self.environment.monotonic()
-        if group.fetch_asked or now < group.fetch_retry_at or not self.environment.link_up(state.primary):
-            return
-        group.fetch_asked = True
-        group.fetch_retry_at = now + _FETCH_RETRY_SECONDS
-        self.environment.call(
-            state.primary,
-            "journal.source",
-            {"group": group.name, "sequence": state.latest},
-            lambda result, error: self._source_found(group, result, error),
-            10.0,
-        )
-
-    def _source_found(self, group: Group, result: Result | None, error: ReplctlError | None) -> None:
-        state = group.state
-        if state is None or state.role != "secondary" or self.flows.busy(group.name):
-            group.fetch_asked = False
-            return
-        address = self.environment.san_address(state.primary)
-        if result is None or not result.get("found") or address is None:
-            group.fetch_asked = False
-            group.link_reason = (
-                str(error) if error else str((result and result.get("reason")) or "no SAN address")
-            )
-            return
-        group.link_reason = ""
-        portal, target = address
-        group.advanced_to = result["durable_lsn"]
-
-        def started(_: Result | None, failure: ReplctlError | None) -> None:
-            group.fetch_asked = False
-            if failure is not None:
-                group.link_reason = str(failure)
-
-        self.environment.call(
-            None,
-            "fetch.start",
-            {
-                "group": group.name,
-                "portal": portal,
-                "target": target,
-                "lun": result["lun"],
-                "lsn": result["lsn"],
-                "durable_lsn": result["durable_lsn"],
-            },
-            started,
-            10.0,
-        )
-
-    def _tell_positions(self, group: Group, state: GroupState) -> None:
-        if not state.primary or not self.environment.link_up(state.primary):
-            return
-        now = self.environment.monotonic()
-        facts = (
-            state.latest,
-            state.durable,
-            state.restored,
-            state.verified,
-            state.verified_extents,
-            state.consistent,
-        )
-        told, at = group.positions_told
-        if told == facts and now - at < REPORT_SECONDS:
-            return
-        group.positions_told = (facts, now)
-        self.environment.notify(
-            state.primary,
-            "mirror.positions",
-            {
-                "group": group.name,
-                "epoch": state.epoch,
-                "reign": state.reign,
-                "latest": state.latest,
-                "received": state.durable,
-                "restored": state.restored,
-                "verified": state.verified,
-                "verified_extents": state.verified_extents,
-                "mismatches": state.mismatches,
-                "consistent": state.consistent,
-                "fetch": msgspec.to_builtins(state.fetch),
-            },
-        )
 
     # -- history --
 

@@ -7,11 +7,14 @@ when an answer or an event comes in, so that the same flows run in the daemon an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from target.errors import OperatorError, PeerError, ReplctlError
+
+_log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 Done = Callable[["Result | None", "ReplctlError | None"], None]
@@ -98,9 +101,9 @@ class FlowRunner:
         except ReplctlError as failure:
             del self._busy[key]
             done(None, failure)
-        except Exception:
-            del self._busy[key]
-            raise
+        except Exception as mistake:
+            _log.exception("%s of %r broke off", self._busy.pop(key), key)
+            done(None, ReplctlError(f"it broke off in the host agent: {mistake!r}; its log has the details"))
         else:
             if isinstance(wanted, Wait):
                 deadline = self._carrier.monotonic() + wanted.timeout_seconds

@@ -9,6 +9,9 @@ from typing import Any
 
 from target.control.messages import GroupState
 
+REPORT_SECONDS = 0.25
+"""Positions are told again after this long even if nothing changed: the other side may have restarted."""
+
 
 @dataclass(slots=True)
 class Announcement:

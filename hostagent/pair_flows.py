@@ -28,7 +28,7 @@ def pair_state_of(state: GroupState, mirror: MirrorStatus) -> PairState:
     """The pair state of one mirror, as the primary sees it."""
     return mirror_state(
         mirror.state,
-        filling=state.journal_used_percent >= _FULL_PERCENT and mirror.received < state.durable,
+        filling=mirror.behind_percent >= _FULL_PERCENT,
         journal_reaches=mirror.journal_reaches,
     )
 

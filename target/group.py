@@ -17,7 +17,7 @@ from enum import Enum
 from target.background import Background
 from target.base_copy import BaseCopy, VerifyPass, copies
 from target.blockdev import BlockDevice
-from target.errors import OperatorError
+from target.errors import OperatorError, PeerError
 from target.journal.format import Filling, Opened
 from target.journal.record import (
     EpochStart,
@@ -120,7 +120,8 @@ class ConsistencyGroup:
         self._listeners: list[Callable[[], None]] = []
         self._notify_pending = False
         self.access = self._first_access(opened)
-        self.background.following = self.role is Role.SECONDARY
+        self.background.following = self.receiving = self.role is Role.SECONDARY
+        """`receiving`: packs of the primary may be appended; over as soon as a takeover begins."""
         Filling(scheduler, self.journal, f"commit:{self.name}", self._filled).start()
         self.write_path.commit(urgent=True)
         self.background.poke()
@@ -446,7 +447,12 @@ class ConsistencyGroup:
         self.redo_until = self.journal.head.sequence
 
     def receive(self, packs: list[tuple[PackHeader, Buffer]], epochs: list[EpochStart]) -> None:
-        """Append packs that came over the SAN link and were checked; raises OSError."""
+        """Append packs that came over the SAN link and were checked; raises OSError.
+
+        PeerError once a takeover has begun: what is served then must not grow by another's records.
+        """
+        if not self.receiving:
+            raise PeerError(f"group {self.name!r} follows nobody any more")
         self.journal.receive(packs)
         for start in epochs:
             if (start.epoch, start.reign) != (self.journal.superblock.epoch, self.journal.superblock.reign):

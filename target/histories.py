@@ -128,6 +128,7 @@ def promote(
         )
         return
     journal, background = group.journal, group.background
+    group.receiving = False
 
     def paused() -> None:
         start, end, reader = background.applied, journal.head, journal.reader()
@@ -218,7 +219,7 @@ def demote(group: ConsistencyGroup, done: Done) -> None:
 
     def paused() -> None:
         if group.background.following:
-            group.background.following = False
+            group.background.following = group.receiving = False
             group.background.restart()
         group.mirrors.clear()
         flags = group.journal.superblock.flags & ~(Flag.PROMISED | Flag.SUPERSEDED)
@@ -245,6 +246,7 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
     Our own journal is dropped; it is on the volumes by then.
     """
     group.set_access(Access.READ_ONLY, f"secondary of {history.primary}")
+    group.receiving = False
     for name in list(group.base_copies):
         group.stop_copy(name)
     if group.verify_pass is not None:
@@ -267,7 +269,7 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
             mirrors=(),
         )
         group.forget_pair()
-        group.background.following = True
+        group.background.following = group.receiving = True
         group.background.restart()
         when_durable(group, followed)
 

@@ -152,6 +152,12 @@ class Mirrors:
         """How full the journal is."""
         return self._journal.used_bytes * 100 // self._journal.superblock.ring_bytes
 
+    def behind_percent(self, mirror: Mirror) -> int:
+        """How much of the ring one mirror has not received."""
+        journal = self._journal
+        behind = journal.head.lsn - journal.boundary_before(mirror.entry.received).lsn
+        return behind * 100 // journal.superblock.ring_bytes
+
     def move_tail(self) -> None:
         """Let go of what is checkpointed and received by all; discard and mark where space is short."""
         journal = self._journal

@@ -51,6 +51,8 @@ class MirrorStatus(msgspec.Struct, frozen=True):
     restored: int
     verified: int
     marked_bytes: int
+    behind_percent: int
+    """How much of the ring is kept because this mirror has not received it."""
     lag_seconds: float | None
     journal_reaches: bool
     copy: CopyProgress | None

@@ -97,6 +97,7 @@ def _mirror(group: ConsistencyGroup, mirror: Mirror) -> MirrorStatus:
         restored=entry.restored,
         verified=entry.verified,
         marked_bytes=mirror.bitmap.marked_bytes,
+        behind_percent=group.mirrors.behind_percent(mirror),
         lag_seconds=_lag_seconds(group, mirror),
         journal_reaches=group.mirrors.reaches(mirror) is not None,
         copy=progress,

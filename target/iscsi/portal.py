@@ -22,8 +22,9 @@ from target.iscsi.address import format_address, parse_address
 from target.iscsi.chap import RandomBytes
 from target.iscsi.connection import TargetConnection
 from target.iscsi.login import Admission
+from target.iscsi.negotiation import MAX_RECV_DATA_SEGMENT_LENGTH
 from target.iscsi.node import TargetNode
-from target.iscsi.pdu import ProtocolError
+from target.iscsi.pdu import BHS_BYTES, ProtocolError
 from target.iscsi.registry import SessionRegistry
 from target.iscsi.session import OUTPUT_BYTES_HIGH
 from target.loop import Loop
@@ -31,8 +32,11 @@ from target.volume import Buffer
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BYTES = 1 << 20
-"""Size of the receive buffer: several of the largest PDUs (256 KiB), and no larger than a cache."""
+RECEIVE_BYTES = 4 * (MAX_RECV_DATA_SEGMENT_LENGTH + BHS_BYTES)
+"""Size of the receive buffer: exactly four PDUs of the largest plain size, so that a stream of large
+writes, once it fills the buffer, leaves no piece of a PDU to be moved; and small enough for a processor's
+cache.
+"""
 
 _COMPACT_BELOW_BYTES = 320 << 10
 """Move what is left to the front when the free end cannot hold one PDU of the largest size."""

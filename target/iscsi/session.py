@@ -54,6 +54,11 @@ OUTPUT_BYTES_HIGH = 8 << 20
 WRITE_BYTES_MAX = 64 << 20
 """The largest single write collected; more is answered as a transfer length that is too large."""
 
+LARGE_READ_BYTES = 1 << 20
+LARGE_READS_BYTES_MAX = 128 << 20
+"""Reads longer than LARGE_READ_BYTES may be under way for so many bytes; more get TASK SET FULL. The command
+window bounds the shorter ones."""
+
 HELD_BYTES_MAX = 8 << 20
 """How much is kept of commands that arrived ahead of their CmdSN."""
 
@@ -126,6 +131,7 @@ class TargetSession:
         self.stat_sn = admission.stat_sn
         self._held: dict[int, bytes] = {}
         self._held_bytes = 0
+        self._large_reads_bytes = 0
         self._transfer_tag = 0
 
     # Receiving
@@ -150,6 +156,7 @@ class TargetSession:
                 and flags & 0x80
                 and length == (expected if flags & 0x20 else 0)  # all data here, and no AHS
                 and length <= MAX_RECV_DATA_SEGMENT_LENGTH
+                and expected <= LARGE_READ_BYTES
                 and self.max_cmd_sn - cmd_sn & 0x80000000 == 0
                 and tag not in tasks
                 and (length <= self._first_burst and self._immediate_data)
@@ -274,6 +281,12 @@ class TargetSession:
             if data or not final:
                 raise ProtocolError("data, or no F bit, with a command that does not write")
             task = ScsiTask(self, cdb, b"", tag, request.lun, expected, False, immediate)
+            if expected > LARGE_READ_BYTES:
+                self._large_reads_bytes += expected
+                if self._large_reads_bytes > max(expected, LARGE_READS_BYTES_MAX):
+                    self.tasks[tag] = task
+                    task.complete(ScsiResult(Status.TASK_SET_FULL))
+                    return
         else:
             allowed = min(self._first_burst, expected)
             if len(data) > allowed or (data and not self._immediate_data):
@@ -389,6 +402,9 @@ class TargetSession:
         send_response(self, task, result.status, flags, residual, segment, data_sn)
 
     def retire_task(self, task: ScsiTask) -> None:
+        """A command has ended: what it took of the window and of the bounds is free again."""
+        if task.expected_length > LARGE_READ_BYTES and not task.is_write:
+            self._large_reads_bytes -= task.expected_length
         if not task.immediate:
             self.max_cmd_sn = self.max_cmd_sn + 1 & 0xFFFFFFFF
 

@@ -19,6 +19,7 @@ from target.journal.ring import Journal
 from target.journal.scan import Corruption, Pack, Recovery
 from target.journal.superblock import (
     COPIES,
+    EPOCHS_MAX,
     MIRRORS_MAX,
     SUPERBLOCK_BYTES,
     VOLUMES_MAX,
@@ -146,7 +147,7 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
 def with_epoch(epochs: Sequence[EpochStart], start: EpochStart) -> list[EpochStart]:
     """The history with one epoch more, unless it is there already."""
     known = any((e.epoch, e.reign) == (start.epoch, start.reign) for e in epochs)
-    return list(epochs) if known else [*epochs, start]
+    return list(epochs) if known else [*epochs, start][-EPOCHS_MAX:]
 
 
 def filled_bytes(device: BlockDevice, superblock: Superblock) -> int:

@@ -15,7 +15,7 @@ from enum import Enum
 from functools import partial
 from typing import Protocol
 
-from target.errors import IntegrityError
+from target.errors import IntegrityError, PeerError
 from target.group import ConsistencyGroup
 from target.journal.record import Lsn
 from target.journal.superblock import COPIES, SUPERBLOCK_BYTES, Position, Superblock, decode, newest
@@ -172,6 +172,9 @@ class Fetch:
                 self._group.receive(taken.packs[:count], taken.epochs)
             except OSError as error:
                 self._end(FetchState.DOWN, f"our own journal could not be written: {error}")
+                return
+            except PeerError as error:
+                self._end(FetchState.DOWN, str(error))
                 return
             del taken.packs[:count]
             taken.epochs = []

@@ -1,0 +1,118 @@
+"""The primary's side of a running pair: tell each mirror how far the journal is durable, release what it
+received.
+
+Invariant: nothing is announced that is not durable here, and nothing is released that is not durable there
+(I4).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hostagent.flow import Result
+from hostagent.known import REPORT_SECONDS, Group, MirrorReport
+from target.control.messages import GroupState
+from target.errors import ReplctlError
+
+if TYPE_CHECKING:
+    from hostagent.copy_manager import CopyManager
+
+
+class AtPrimary:
+    """For every group whose role is primary."""
+
+    def __init__(self, manager: CopyManager) -> None:
+        self._manager = manager
+        self._environment = manager.environment
+
+    def tell_ready(self, group: Group, state: GroupState) -> None:
+        now = self._environment.monotonic()
+        for mirror in state.mirrors:
+            if mirror.state not in ("copy", "pair") or not self._environment.link_up(mirror.name):
+                continue
+            told, at = group.told.get(mirror.name, (-1, 0.0))
+            if told == state.durable and now - at < REPORT_SECONDS:
+                continue
+            group.told[mirror.name] = (state.durable, now)
+            self._environment.notify(
+                mirror.name,
+                "journal.ready",
+                {
+                    "group": group.name,
+                    "epoch": state.epoch,
+                    "reign": state.reign,
+                    "durable": state.durable,
+                    "durable_lsn": state.durable_lsn,
+                    "latest": state.latest,
+                    "time_ns": self._environment.wall_ns(),
+                },
+            )
+
+    def on_positions(self, group: Group, site: str, params: dict[str, Any]) -> None:
+        state = group.state
+        if state is None or state.role != "primary":
+            return
+        if (params.get("epoch"), params.get("reign")) not in {(e.epoch, e.reign) for e in state.epochs}:
+            return
+        report = group.reports.get(site)
+        if report is None:
+            report = group.reports[site] = MirrorReport(params, 0.0)
+        report.params, report.heard_at, report.unsent = params, self._environment.monotonic(), True
+        group.shipped[site] = params["latest"]
+        self._release(group, site, report)
+        self._repair(group, site, report)
+        self._suspend_if_broken(group, state, site, params)
+
+    def _release(self, group: Group, site: str, report: MirrorReport) -> None:
+        """Hand the newest positions to our subsystem, one call at a time."""
+        state = group.state
+        if report.sending or not report.unsent or state is None:
+            return
+        if not any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors):
+            return
+        report.sending, report.unsent = True, False
+        params = {"group": group.name, "mirror": site}
+        params.update({key: report.params[key] for key in ("received", "restored", "verified")})
+
+        def done(_: Result | None, error: ReplctlError | None) -> None:
+            report.sending = False
+            if error is None:
+                self._release(group, site, report)
+
+        self._environment.call(None, "mirror.report", params, done, 10.0)
+
+    def _suspend_if_broken(self, group: Group, state: GroupState, site: str, params: dict[str, Any]) -> None:
+        """The mirror cannot go on by itself: our journal does not hold what it needs, or it is damaged."""
+        fetch = params.get("fetch") or {}
+        reason = params.get("failed") or (fetch.get("reason") if fetch.get("state") == "lost" else "")
+        flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
+        if not reason or not flows or self._manager.flows.busy(group.name):
+            return
+        suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
+        self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
+    def _repair(self, group: Group, site: str, report: MirrorReport) -> None:
+        """What a verify found different is copied again, as a base record, in sequence."""
+        mismatches = report.params.get("mismatches", [])
+        if len(mismatches) < report.mismatches_seen:
+            report.mismatches_seen = 0  # the mirror counts from the start again
+        fresh = mismatches[report.mismatches_seen :]
+        if not fresh:
+            return
+        report.mismatches_seen = len(mismatches)
+        self._manager.log(
+            group.name,
+            "mismatch",
+            f"{site} differed in {len(fresh)} extents; they are copied again",
+            extents=fresh,
+        )
+
+        def done(_: Result | None, error: ReplctlError | None) -> None:
+            if error is None:
+                report.repaired += len(fresh)
+            else:
+                report.mismatches_seen -= len(fresh)
+
+        self._environment.call(
+            None, "mirror.mark", {"group": group.name, "mirror": site, "extents": fresh}, done, 30.0
+        )
