@@ -142,3 +142,21 @@ def test_with_much_unsent_no_further_command_is_taken() -> None:
     wire.take()
     wire.send(b"")
     assert len(volume.calls) == reads + 3
+
+
+def test_large_reads_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their buffers are the target's memory; who asks for more is told to come back."""
+    monkeypatch.setattr("target.iscsi.session.LARGE_READS_BYTES_MAX", 5 << 20)
+    volume = MemoryVolume(4 << 20)
+    wire = Wire([node(volume)])
+    wire.login()
+    volume.hold = True
+    for _ in range(3):
+        wire.command(cdbs.read(0, 4096), read=2 << 20)
+    assert status_of(wire).status == 0x28
+    assert len(volume.calls) == 2
+    volume.release()
+    wire.take()
+    wire.command(cdbs.read(0, 4096), read=2 << 20)
+    assert len(volume.calls) == 3
+    assert wire.take() == []
