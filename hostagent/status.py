@@ -29,6 +29,8 @@ def pair_status(manager: CopyManager, group: Group) -> dict[str, Any]:
     role = state.role
     if state.role == "primary" and state.primary:
         role, status = "secondary", PairState.SSUS
+        for mirror in mirrors:  # of the old primary no more is known than of one that was taken over
+            mirror.update(status=status.value)
     elif state.superseded:
         role, status = "superseded", PairState.PSUE
     if state.role == "primary" and (state.superseded or state.access == "failed"):

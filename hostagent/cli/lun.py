@@ -11,8 +11,9 @@ import typer
 
 from hostagent.cli.output import Json, bytes_text, say, show_json
 from target.control.site_file import SecretFile
-from target.errors import OperatorError
-from target.iscsi.client import TRANSFER_BYTES_MAX, Client
+from target.errors import OperatorError, PeerError
+from target.iscsi.client import TRANSFER_BYTES_MAX, Client, ScsiError
+from target.scsi.sense import SenseKey
 
 app = typer.Typer(help="Read, write and inspect an iSCSI logical unit.", no_args_is_help=True)
 
@@ -79,7 +80,7 @@ def write(
             for data in _whole_blocks(source, client.block_size_bytes):
                 blocks = len(data) // client.block_size_bytes
                 _check_range(client, end, blocks)
-                client.write(end, data, fua=fua)
+                _write_blocks(client, end, data, fua=fua)
                 end += blocks
         if flush:
             client.flush()
@@ -164,6 +165,17 @@ def _check_range(client: Client, lba: int, blocks: int) -> None:
         raise OperatorError(
             f"blocks {lba} to {lba + blocks - 1} are not all there: the last is {client.block_count - 1}"
         )
+
+
+def _write_blocks(client: Client, lba: int, data: bytes, *, fua: bool) -> None:
+    try:
+        client.write(lba, data, fua=fua)
+    except ScsiError as error:
+        if error.sense is None or error.sense.key is not SenseKey.DATA_PROTECT:
+            raise
+        raise PeerError(
+            f"{error}; a secondary, and a primary that was superseded, refuse writes: see pair status"
+        ) from None
 
 
 def _whole_blocks(source: BinaryIO, block_size_bytes: int) -> Iterator[bytes]:
