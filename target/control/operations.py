@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -32,6 +32,7 @@ from target.control.messages import (
 )
 from target.control.server import Reply
 from target.control.state import epoch_start, group_state
+from target.engine import Engine
 from target.errors import OperatorError, ReplctlError
 from target.group import Access
 from target.histories import (
@@ -47,9 +48,6 @@ from target.journal.record import MarkerKind, SequenceNumber
 from target.journal.superblock import Flag, MirrorState, Position, Role
 from target.pairing import Begin, add_mirror, mark_extents, resync_mirror
 
-if TYPE_CHECKING:
-    from target.subsystem import Subsystem
-
 _ACCESS = {"serve": Access.SERVE, "hold": Access.HOLD, "read_only": Access.READ_ONLY}
 _MIRROR_STATES = {state.name.lower(): state for state in MirrorState}
 
@@ -57,8 +55,8 @@ _MIRROR_STATES = {state.name.lower(): state for state in MirrorState}
 class Operations:
     """Does what is asked, on the loop thread."""
 
-    def __init__(self, subsystem: Subsystem) -> None:
-        self._subsystem = subsystem
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._table: dict[str, tuple[type[msgspec.Struct], Callable[[Any, Reply], None]]] = {
             "ping": (Nothing, self._ping),
             "group.state": (OfGroup, self._state),
@@ -100,19 +98,25 @@ class Operations:
     # -- the group --
 
     def _ping(self, _: Nothing, reply: Reply) -> None:
-        reply({"ready": True, "groups": sorted(self._subsystem.groups)})
+        reply({"ready": True, "groups": sorted(self._engine.groups)})
 
     def _state(self, params: OfGroup, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
-        reply(group_state(group, self._subsystem.fetches.get(group.name)))
+        group = self._engine.group(params.group)
+        reply(group_state(group, self._engine.fetches.get(group.name)))
 
     def _access(self, params: SetAccess, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         access = _ACCESS.get(params.access)
         if access is None:
             raise OperatorError(f"access {params.access!r} is none of {', '.join(_ACCESS)}")
-        if group.role is Role.SECONDARY and access is not Access.READ_ONLY:
-            raise OperatorError(f"group {group.name!r} is a secondary here: its volumes stay write-protected")
+        if group.role is Role.SECONDARY:
+            if access is not Access.READ_ONLY:
+                raise OperatorError(
+                    f"group {group.name!r} is a secondary here: its volumes stay write-protected"
+                )
+            # It began to follow while this was on its way: write-protected it is, and superseded no more.
+            reply()
+            return
         if params.superseded:
             group.set_flag(Flag.SUPERSEDED, True)
         elif access is Access.SERVE:
@@ -122,14 +126,14 @@ class Operations:
         reply()
 
     def _quiesce(self, params: OfGroup, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         if group.role is not Role.PRIMARY:
             raise OperatorError(f"group {group.name!r} is no primary here: there is nothing to hand over")
         quiesce(group, lambda position, error: _answer_position(reply, position, error))
 
     def _promote(self, params: Promote, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
-        self._subsystem.stop_fetch(group)
+        group = self._engine.group(params.group)
+        self._engine.stop_fetch(group)
         mirrors = [
             (mirror.name, _mirror_state(mirror.state), SequenceNumber(mirror.received))
             for mirror in params.mirrors
@@ -144,13 +148,13 @@ class Operations:
         )
 
     def _demote(self, params: OfGroup, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
-        self._subsystem.stop_fetch(group)
+        group = self._engine.group(params.group)
+        self._engine.stop_fetch(group)
         demote(group, _answer(reply))
 
     def _follow(self, params: Follow, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
-        self._subsystem.stop_fetch(group)
+        group = self._engine.group(params.group)
+        self._engine.stop_fetch(group)
         history = History(
             params.primary,
             bytes.fromhex(params.group_id),
@@ -162,7 +166,7 @@ class Operations:
         follow(group, history, _answer(reply))
 
     def _changed(self, params: ChangedSince, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
 
         def collected(extents: list[Extent] | None, error: Exception | None) -> None:
             if extents is None:
@@ -173,7 +177,7 @@ class Operations:
         changed_since(group, SequenceNumber(params.sequence), params.peer, collected)
 
     def _export(self, params: ExportSince, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
 
         def exported(records: int | None, error: Exception | None) -> None:
             if records is None:
@@ -184,14 +188,14 @@ class Operations:
         export_since(group, SequenceNumber(params.sequence), Path(params.path), exported)
 
     def _verify(self, params: OfGroup, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         if group.role is not Role.PRIMARY:
             raise OperatorError(f"group {group.name!r} has no mirrors here: verify at its primary")
         group.start_verify()
         reply()
 
     def _restore(self, params: RestoreTo, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         limit = None if params.sequence is None else SequenceNumber(params.sequence)
         group.background.restore_limit = limit
         group.background.poke()
@@ -199,10 +203,10 @@ class Operations:
 
     def _journal_at(self, params: AtSequence, reply: Reply) -> None:
         """Where the journal goes on behind a record, and the digest there, if a kept pack ends there."""
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         position = group.journal.keeps_from(params.sequence)
         if position is not None and position.lsn <= group.journal.durable.lsn:
-            lun = self._subsystem.san_lun(group.name)
+            lun = self._engine.san_lun(group.name)
             durable_lsn = group.journal.durable.lsn
             reply({"found": True, "lun": lun, "durable_lsn": durable_lsn, **_position(position)})
         else:
@@ -211,11 +215,11 @@ class Operations:
     # -- mirrors --
 
     def _add_mirror(self, params: AddMirror, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         add_mirror(group, params.mirror, params.reign, _answer_begin(reply))
 
     def _remove_mirror(self, params: OfMirror, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         group.stop_copy(params.mirror)
         changed = group.mirrors.remove(params.mirror)
         if (
@@ -231,7 +235,7 @@ class Operations:
         reply({"changed": changed})
 
     def _suspend_mirror(self, params: SuspendMirror, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         mirror = group.mirrors[params.mirror]
         state = _mirror_state(params.state)
         changed = mirror.entry.state is not state
@@ -240,13 +244,13 @@ class Operations:
         reply({"changed": changed})
 
     def _resync_mirror(self, params: ResyncMirror, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         resync_mirror(
             group, params.mirror, SequenceNumber(params.common), params.extents, _answer_begin(reply)
         )
 
     def _report_mirror(self, params: ReportMirror, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         mirror = group.mirrors[params.mirror]
         group.report_mirror(
             mirror,
@@ -257,13 +261,13 @@ class Operations:
         reply()
 
     def _mark_mirror(self, params: MarkMirror, reply: Reply) -> None:
-        mark_extents(self._subsystem.group(params.group), params.mirror, params.extents)
+        mark_extents(self._engine.group(params.group), params.mirror, params.extents)
         reply()
 
     # -- markers --
 
     def _create_marker(self, params: CreateMarker, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         if group.role is Role.SECONDARY or group.access is not Access.SERVE:
             raise OperatorError(f"group {group.name!r} takes no markers here: set them at its primary")
         if not params.name or len(params.name.encode()) > 64:
@@ -274,7 +278,7 @@ class Operations:
         reply(MarkerState(made[0], made[1].time_ns, made[1].name, made[1].kind.name.lower()))
 
     def _list_markers(self, params: OfGroup, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         reply(
             {
                 "markers": [
@@ -288,22 +292,22 @@ class Operations:
     # -- the SAN link --
 
     def _start_fetch(self, params: StartFetch, reply: Reply) -> None:
-        group = self._subsystem.group(params.group)
+        group = self._engine.group(params.group)
         if group.role is not Role.SECONDARY:
             raise OperatorError(f"group {group.name!r} is no secondary here: it fetches from nobody")
-        fetch = self._subsystem.start_fetch(group, params.portal, params.target, params.lun, params.lsn)
+        fetch = self._engine.start_fetch(group, params.portal, params.target, params.lun, params.lsn)
         fetch.advance(params.durable_lsn)
         reply()
 
     def _advance_fetch(self, params: AdvanceFetch, reply: Reply) -> None:
-        fetch = self._subsystem.fetches.get(params.group)
+        fetch = self._engine.fetches.get(params.group)
         if fetch is None:
             raise OperatorError(f"nothing is being fetched for group {params.group!r}")
         fetch.advance(params.durable_lsn)
         reply()
 
     def _stop_fetch(self, params: OfGroup, reply: Reply) -> None:
-        self._subsystem.stop_fetch(self._subsystem.group(params.group))
+        self._engine.stop_fetch(self._engine.group(params.group))
         reply()
 
 
