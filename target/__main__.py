@@ -67,7 +67,7 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    for group in subsystem.groups.values():
+    for group in subsystem.engine.groups.values():
         _log.info(
             "group %s: %s, %s%s",
             group.name,

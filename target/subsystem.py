@@ -5,6 +5,7 @@ The only module that knows all the others.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -17,16 +18,15 @@ from target.control.operations import Operations
 from target.control.server import ControlServer
 from target.control.state import group_state
 from target.device_volume import ReadOnlyVolume
+from target.engine import Engine
 from target.errors import OperatorError
 from target.group import Access, ConsistencyGroup, GroupSettings, GroupVolume
 from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
 from target.iscsi.portal import Portal
 from target.journal.format import VolumeShape
-from target.journal.record import Lsn
 from target.loop import Loop
 from target.open_group import open_group
-from target.san.fetch import Fetch
 from target.san.source import IscsiSource
 from target.scsi.device_server import Device
 from target.scsi.logical_unit import LogicalUnit
@@ -41,8 +41,8 @@ class Subsystem:
     def __init__(self, loop: Loop, config: Config) -> None:
         self.loop = loop
         self.config = config
-        self.groups: dict[str, ConsistencyGroup] = {}
-        self.fetches: dict[str, Fetch] = {}
+        initiator = str(config.target.san.initiator_name)
+        self.engine = Engine(lambda portal, target, lun: IscsiSource(loop, portal, target, lun, initiator))
         self._devices: list[FileDevice] = []
         front: dict[int, LogicalUnit] = {}
         san: dict[int, LogicalUnit] = {}
@@ -53,9 +53,9 @@ class Subsystem:
             self._listen([config.target.san.portal], self._san_node(san)),
         ]
         self._control = ControlServer(
-            loop, config.target.control_socket, Operations(self).handle, self._greeting
+            loop, config.target.control_socket, Operations(self.engine).handle, self._greeting
         )
-        for group in self.groups.values():
+        for group in self.engine.groups.values():
             group.listen(self._notifier(group))
 
     # -- groups --
@@ -80,7 +80,7 @@ class Subsystem:
             throttle=table.throttle,
         )
         group = open_group(self.loop, settings, journal, tuple(shapes), devices)
-        self.groups[name] = group
+        self.engine.add(group, table.san_lun)
         entries = {entry.name: entry for entry in group.volumes}
         units: list[LogicalUnit] = []
         for volume in table.volumes:
@@ -98,24 +98,18 @@ class Subsystem:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             device = FileDevice(path, create_bytes=size)
+            fcntl.flock(device.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OperatorError(
+                f"group {table.name!s}: {what} at {path} is in use by another process: "
+                "is a second storage subsystem running?"
+            ) from None
         except OSError as error:
             raise OperatorError(
                 f"group {table.name!s}: {what} at {path} cannot be opened: {error.strerror or error}"
             ) from None
         self._devices.append(device)
         return device
-
-    def group(self, name: str) -> ConsistencyGroup:
-        """A group by name; OperatorError when there is none."""
-        group = self.groups.get(name)
-        if group is None:
-            known = ", ".join(sorted(self.groups)) or "none"
-            raise OperatorError(f"there is no group {name!r} here; the groups: {known}")
-        return group
-
-    def san_lun(self, name: str) -> int:
-        """Under which LUN the SAN portal offers a group's journal volume."""
-        return next(table.san_lun for table in self.config.groups if table.name == name)
 
     # -- front ends --
 
@@ -156,33 +150,16 @@ class Subsystem:
                 ) from None
         return portal
 
-    # -- transfers --
-
-    def start_fetch(self, group: ConsistencyGroup, portal: str, target: str, lun: int, lsn: int) -> Fetch:
-        """Read a peer's journal from here on; a fetch that runs for this group is replaced."""
-        self.stop_fetch(group)
-        source = IscsiSource(self.loop, portal, target, lun, str(self.config.target.san.initiator_name))
-        fetch = Fetch(group, source, Lsn(lsn), group.changed)
-        self.fetches[group.name] = fetch
-        group.changed()
-        return fetch
-
-    def stop_fetch(self, group: ConsistencyGroup) -> None:
-        fetch = self.fetches.pop(group.name, None)
-        if fetch is not None:
-            fetch.close()
-            group.changed()
-
     # -- what the copy manager is told --
 
     def _notifier(self, group: ConsistencyGroup) -> Callable[[], None]:
         return lambda: self._control.notify(self._note(group))
 
     def _note(self, group: ConsistencyGroup) -> Message:
-        return {"note": "group", "params": group_state(group, self.fetches.get(group.name))}
+        return {"note": "group", "params": group_state(group, self.engine.fetches.get(group.name))}
 
     def _greeting(self) -> list[Message]:
-        return [self._note(group) for group in self.groups.values()]
+        return [self._note(group) for group in self.engine.groups.values()]
 
     # -- the end --
 
@@ -191,8 +168,8 @@ class Subsystem:
         for portal in self._portals:
             portal.close()
         self._control.close()
-        for group in list(self.groups.values()):
-            self.stop_fetch(group)
+        for group in list(self.engine.groups.values()):
+            self.engine.stop_fetch(group)
 
     @property
     def settled(self) -> bool:
@@ -210,12 +187,12 @@ class Subsystem:
                 and not group.write_path.committing
                 and not group.journal.commit_needed
             )
-            for group in self.groups.values()
+            for group in self.engine.groups.values()
         )
 
     def settle(self) -> None:
         """One nudge towards `settled`."""
-        for group in self.groups.values():
+        for group in self.engine.groups.values():
             group.write_path.end_turn()
             group.write_path.commit(urgent=True)
             group.background.make_space()
