@@ -1,7 +1,7 @@
 """The storage subsystem of one site: `python -m target --config site.toml`. Start reading here.
 
-The data path, in the direction in which data flow. Left the packages and modules that do a step, in reading
-order; everything is on one thread (`loop`) but for work that blocks, which goes to lanes:
+The data path, in the direction in which data flow, with the modules of each step in reading order. All of it
+is on one thread (`loop`) but for work that blocks, which goes to lanes:
 
     initiator                                             a host, or `replctl lun`
       │  iSCSI PDUs
@@ -35,7 +35,8 @@ Where each invariant is kept:
 - I2, the secondary is a prefix: `san.intake` passes only the next pack of the chain; `restore` takes records
   in order and stops exactly at its limit.
 - I3, the data volume holds nothing that the durable journal does not: `background.Background._goal`.
-- I4, only what is durable is shipped: `san.fetch.Fetch.advance` never reads beyond what it was told is durable.
+- I4, only what is durable is shipped: `san.fetch.Fetch.advance` is how far a fetch may read, and it is told
+  durable positions alone.
 - I5, doing it again changes nothing: `restore` writes content, not differences, from a boundary that a
   checkpoint proved; `journal.ring.Journal.restart_at` keeps old packs from being taken for new ones.
 - I6, never better than the truth: `control.state`, and `group.ConsistencyGroup.consistent`.
