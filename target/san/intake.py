@@ -14,13 +14,18 @@ from target.journal.record import (
     BLOCK_BYTES,
     EpochStart,
     Lsn,
+    Marker,
     PackHeader,
     RecordType,
     check_data,
     decode_header,
 )
 from target.journal.superblock import Position
-from target.volume import Buffer
+from target.volume import SECTOR_BYTES, Buffer
+
+_WITH_CONTENT = frozenset((RecordType.UPDATE, RecordType.BASE))
+_WITHOUT_DATA = frozenset((RecordType.ZERO, RecordType.BASE_ZERO))
+_DIGEST_BYTES = 32
 
 
 @dataclass(slots=True)
@@ -89,18 +94,30 @@ class Intake:
         bad = check_data(header, pack)
         if bad is not None:
             raise IntegrityError(f"record {header.first_sequence + bad}: its data do not match their CRC")
-        for number, record in enumerate(header.descriptors()):
-            if record.type == RecordType.EPOCH:
-                end = record.data_offset + record.data_length
-                taken.epochs.append(EpochStart.decode(pack[record.data_offset : end]))
-            if record.type in (RecordType.MARKER, RecordType.EPOCH):
+        for number, row in enumerate(header.rows()):
+            record_type, _, volume, data_length, offset, length, place, _ = row
+            if record_type == RecordType.MARKER:
+                Marker.decode(pack[place : place + data_length])
                 continue
-            size = self._volume_sizes.get(record.volume)
-            if size is None or record.offset + record.length > size or (record.offset | record.length) & 511:
+            if record_type == RecordType.EPOCH:
+                taken.epochs.append(EpochStart.decode(pack[place : place + data_length]))
+                continue
+            if record_type in _WITH_CONTENT:
+                wanted = length
+            elif record_type in _WITHOUT_DATA:
+                wanted = 0
+            elif record_type == RecordType.VERIFY:
+                wanted = _DIGEST_BYTES
+            else:
+                raise IntegrityError(
+                    f"record {header.first_sequence + number} is of type {record_type}, "
+                    "which version 1 of the format does not have"
+                )
+            if data_length != wanted:
+                raise IntegrityError(f"record {header.first_sequence + number} has data of the wrong length")
+            size = self._volume_sizes.get(volume)
+            if size is None or offset + length > size or (offset | length) & (SECTOR_BYTES - 1):
                 raise IntegrityError(
                     f"record {header.first_sequence + number} lies outside of our volumes "
-                    f"(volume {record.volume}, {record.length} bytes at {record.offset})"
+                    f"(volume {volume}, {length} bytes at {offset})"
                 )
-            wanted = {RecordType.UPDATE: record.length, RecordType.BASE: record.length, RecordType.VERIFY: 32}
-            if record.data_length != wanted.get(RecordType(record.type), 0):
-                raise IntegrityError(f"record {header.first_sequence + number} has data of the wrong length")
