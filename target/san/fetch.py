@@ -168,8 +168,10 @@ class Fetch:
                 self._group.background.make_space()
                 self._group.scheduler.call_later(_RETRY_SECONDS, self._retry)
                 return
+            # An epoch is known when the last of these packs is ours, not before its own record is.
+            epochs = taken.epochs if count == len(taken.packs) else []
             try:
-                self._group.receive(taken.packs[:count], taken.epochs)
+                self._group.receive(taken.packs[:count], epochs)
             except OSError as error:
                 self._end(FetchState.DOWN, f"our own journal could not be written: {error}")
                 return
@@ -177,7 +179,6 @@ class Fetch:
                 self._end(FetchState.DOWN, str(error))
                 return
             del taken.packs[:count]
-            taken.epochs = []
 
     def _retry(self) -> None:
         waiting, self._waiting = self._waiting, None
