@@ -89,18 +89,25 @@ class PairFlows:
         mine: GroupState = (yield from self._own(group))["state"]
         _at_primary(mine, "pair create")
         theirs: GroupState = (yield from self._peer(group, site))["state"]
-        if site in {mirror.name for mirror in mine.mirrors}:
-            if theirs.role == "secondary" and theirs.primary == self._environment.site:
-                return {"changed": False}
-            yield Call(
-                None, "mirror.remove", {"group": group.name, "mirror": site}
-            )  # a create that broke off
+        mirror = next((mirror for mirror in mine.mirrors if mirror.name == site), None)
+        follows = theirs.role == "secondary" and theirs.primary == self._environment.site
+        if (
+            mirror is not None
+            and follows
+            and (theirs.epoch, theirs.reign) == (mine.epoch, mine.reign)
+            and theirs.latest >= mirror.received
+        ):
+            return {"changed": False}
         _check_volumes(mine, theirs, site)
-        if theirs.role != "simplex":
+        if theirs.role != "simplex" and not follows:
             whose = f"a secondary of {theirs.primary!r}" if theirs.role == "secondary" else "a primary"
             raise ConflictError(
                 f"group {group.name!r} at {site} is {whose}: delete that pair first", role=theirs.role
             )
+        if (
+            mirror is not None
+        ):  # a create that broke off here; where only the peer follows, it broke off there
+            yield Call(None, "mirror.remove", {"group": group.name, "mirror": site}, 90.0)
         new = next_state(PairState.SMPL, Event.CREATE)
         begin = yield Call(
             None,
@@ -140,6 +147,8 @@ class PairFlows:
             mirror = _mirror_of(mine, name)
             state = pair_state_of(mine, mirror)
             if state in ("PSUS", "PFUS"):
+                told = yield from self._split_peer(group, name)
+                changed = changed or told.get("changed", True)
                 continue
             next_state(state, Event.SPLIT)
             marker = yield Call(None, "marker.create", {"group": group.name, "name": f"split {name}"})
@@ -156,10 +165,16 @@ class PairFlows:
                 "reason": "split by an operator",
             }
             yield Call(None, "mirror.suspend", suspended)
-            yield Call(name, "pair.split", {"group": group.name, "primary": self._environment.site}, 60.0)
+            yield from self._split_peer(group, name)
             self._manager.log(group.name, "pair split", f"{name} was split at record {sequence}", mirror=name)
             changed = True
         return {"changed": changed}
+
+    def _split_peer(self, group: Group, name: str) -> Flow:
+        """Let a site that has restored the split point be written; unchanged when it was told before."""
+        return (
+            yield Call(name, "pair.split", {"group": group.name, "primary": self._environment.site}, 60.0)
+        )
 
     def _restored(self, group: Group, site: str) -> int:
         if group.state is None:
@@ -170,7 +185,7 @@ class PairFlows:
         """End a pair. At a secondary whose primary is gone for good this may be asked too."""
         mine: GroupState = (yield from self._own(group))["state"]
         if mine.role == "simplex":
-            return {"changed": False}
+            return (yield from self._release_followers(group, site))
         if mine.role == "secondary" or mine.primary:
             if self._environment.link_up(mine.primary):
                 raise OperatorError(
@@ -195,6 +210,21 @@ class PairFlows:
                 )
             self._manager.log(group.name, "pair delete", f"{name} is no mirror any more", mirror=name)
         return {"changed": True, "peer_told": told}
+
+    def _release_followers(self, group: Group, site: str | None) -> Flow:
+        """No mirror is known here: a site that follows us all the same was not told when its pair ended."""
+        changed = False
+        for name in [site] if site is not None else self._environment.peers():
+            if site is None and not self._environment.link_up(name):
+                continue
+            theirs: GroupState = (yield from self._peer(group, name))["state"]
+            if theirs.primary == self._environment.site:
+                yield Call(
+                    name, "pair.release", {"group": group.name, "primary": self._environment.site}, 90.0
+                )
+                self._manager.log(group.name, "pair delete", f"{name} follows no more", mirror=name)
+                changed = True
+        return {"changed": changed}
 
     # -- pair resync --
 
