@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from hostagent.cli.output import Json, say, show_json, show_table
@@ -58,12 +59,10 @@ def up(
         show_json(result)
         return
     show_table(
-        ["site", "target", "hostagent", "iSCSI portal"],
-        [
-            [name, daemons["target"], daemons["hostagent"], lab.plan.site(name).iscsi]
-            for name, daemons in result["sites"].items()
-        ],
+        ["site", "target", "hostagent"],
+        [[name, daemons["target"], daemons["hostagent"]] for name, daemons in result["sites"].items()],
     )
+    _show_units(lab)
     step = "pair status group1"
     if is_new and len(result["sites"]) > 1:
         step = "pair create group1 --secondary b --wait"
@@ -72,8 +71,9 @@ def up(
 
 @app.command()
 def status(context: typer.Context, directory: Directory = None, json: Json = False) -> None:
-    """What runs, and which links are whole."""
-    result = _open(context, directory).status()
+    """What runs, where its logical units are, and which links are whole."""
+    lab = _open(context, directory)
+    result = lab.status()
     if json:
         show_json(result)
         return
@@ -84,6 +84,7 @@ def status(context: typer.Context, directory: Directory = None, json: Json = Fal
             for name, site in result["sites"].items()
         ],
     )
+    _show_units(lab)
     cut = [name for name, link in result["wire"]["links"].items() if link["cut"]]
     if result["wire"]["pid"] is None:
         say("links: all down, the wire does not run")
@@ -161,6 +162,17 @@ def _open(context: typer.Context, directory: Path | None) -> Lab:
 def _kinds(san: bool, management: bool) -> list[str]:
     chosen = [kind for kind, wanted in (("management", management), ("san", san)) if wanted]
     return chosen or ["management", "san"]
+
+
+def _show_units(lab: Lab) -> None:
+    """Where hosts find the volumes, as `replctl lun` and other iSCSI clients take it."""
+    rows = []
+    for name, site in msgspec.json.decode(lab.files.lab.read_bytes())["sites"].items():
+        iscsi = site["iscsi"]
+        user = f"{iscsi['chap']['user']}@" if iscsi["chap"] else ""
+        for volume, lun in iscsi["luns"].items():
+            rows.append([name, volume, f"iscsi://{user}{iscsi['portals'][0]}/{iscsi['target']}/{lun}"])
+    show_table(["site", "volume", "logical unit"], rows)
 
 
 def _pid(pid: int | None) -> str:

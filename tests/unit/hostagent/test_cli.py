@@ -18,6 +18,7 @@ import pytest
 
 from hostagent.agent_socket import AgentSocketServer
 from hostagent.cli.app import run
+from hostagent.lab.lab import Lab
 from hostagent.rpc import Params, Reply
 from target.errors import ConflictError, IntegrityError, OperatorError, PeerError, ReplctlError
 
@@ -424,3 +425,12 @@ def test_ctrl_c_ends_a_wait_with_130(agent: Agent) -> None:
     server.close()
     assert process.returncode == 130
     assert "interrupted" in err
+
+
+def test_a_lab_shows_where_its_volumes_are(replctl: Replctl, tmp_path: Path) -> None:
+    lab = Lab.create_or_open(tmp_path / "lab", sites=1, volumes="data=1MiB", chap=True)
+    lab.down()
+    lines = replctl("lab", "status", "--dir", str(tmp_path / "lab"), site=()).out.splitlines()
+    assert lines[1].split() == ["a", "down", "down", "no"]
+    portal = lab.plan.site("a").iscsi
+    assert lines[3].split() == ["a", "data", f"iscsi://host@{portal}/iqn.2026-01.org.replctl:a/0"]
