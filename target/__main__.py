@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import signal
 import sys
@@ -17,6 +18,7 @@ from target.subsystem import Subsystem
 _log = logging.getLogger("target")
 
 _SETTLE_SECONDS_MAX = 20.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _SWITCH_INTERVAL_SECONDS = 0.0001
 """The loop thread must not wait 5 ms for a worker that holds the interpreter."""
 
@@ -31,6 +33,7 @@ def main() -> None:
         level=logging.DEBUG if arguments.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    _keep_memory()
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     try:
         config = load_config(arguments.config)
@@ -40,6 +43,21 @@ def main() -> None:
         print(f"replctl-target: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     _run(loop, subsystem)
+
+
+def _keep_memory() -> None:
+    """Let freed buffers stay with the process: a fresh one costs a page fault for each of its 4 KiB.
+
+    Measured: with glibc's defaults, page faults and page clearing took a fifth of the time of 64 KiB writes.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in (
+            (_M_ARENA_MAX, 1),
+            (_M_MMAP_THRESHOLD, 32 << 20),
+            (_M_TRIM_THRESHOLD, 48 << 20),
+        ):
+            libc.mallopt(option, value)
 
 
 def _run(loop: Loop, subsystem: Subsystem) -> None:

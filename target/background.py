@@ -15,7 +15,7 @@ from target.journal.ring import Journal
 from target.journal.superblock import Flag, Position
 from target.obtain import Overlay, WritePath
 from target.overlay import Generation
-from target.restore import Restored, Stretch, restore
+from target.restore import ARENA_BYTES, Restored, Stretch, restore
 from target.scheduler import Scheduler, Timer
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Background:
         self._on_failed = on_failed
         self._frozen_end = journal.head
         self._working = False
+        self._arena = bytearray(ARENA_BYTES)
         self._checkpointing = False
         self._space_wanted = False
         self._timer: Timer | None = None
@@ -141,7 +142,7 @@ class Background:
             own_reign=None if self.following else journal.superblock.reign,
             verify=self.following and bool(journal.superblock.flags & Flag.CONSISTENT),
         )
-        reader, volumes = journal.reader(), self._volumes
+        reader, volumes = journal.reader(self._arena), self._volumes
         self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)
 
     def _restored(self, result: Restored | None, error: Exception | None) -> None:

@@ -30,7 +30,10 @@ from target.journal.superblock import Position
 from target.overlay import GRANULE_BYTES, ZERO, Generation, Granules, Partial
 from target.volume import Buffer
 
-STRETCH_BYTES_MAX = 16 << 20
+STRETCH_BYTES_MAX = 8 << 20
+ARENA_BYTES = STRETCH_BYTES_MAX + (2 << 20)
+"""Room for a stretch as the journal is read for it, a window at a time."""
+
 _IOVECS_MAX = 256
 _PACK_SHIFT = 32
 _PACK_MASK = (1 << _PACK_SHIFT) - 1
@@ -81,7 +84,7 @@ class Stretch:
 
 
 def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDevice]) -> Restored:
-    """Restore a stretch, at most about 16 MiB of it.
+    """Restore a stretch, at most about 8 MiB of it.
 
     Raises IntegrityError when the journal is not what it was (nothing of the bad pack is restored), OSError
     when a device fails.

@@ -81,9 +81,9 @@ class Journal:
         """Offset on the device of an LSN."""
         return self.superblock.ring_offset + lsn % self.superblock.ring_bytes
 
-    def reader(self) -> RingReader:
-        """A reader of this ring, for one walk."""
-        return RingReader(self.device, self.superblock.ring_offset, self.superblock.ring_bytes)
+    def reader(self, arena: bytearray | None = None) -> RingReader:
+        """A reader of this ring, for one walk; it reads into `arena` as long as there is room."""
+        return RingReader(self.device, self.superblock.ring_offset, self.superblock.ring_bytes, arena)
 
     @property
     def used_bytes(self) -> int:

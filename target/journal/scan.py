@@ -47,12 +47,19 @@ class Corruption:
 
 
 class RingReader:
-    """Reads a ring by LSN through a window of at least 1 MiB; no piece goes over the ring's end."""
+    """Reads a ring by LSN through a window of at least 1 MiB; no piece goes over the ring's end.
 
-    def __init__(self, device: BlockDevice, ring_offset: int, ring_bytes: int) -> None:
+    A view stays good as long as it is held: every window is a buffer of its own, or a part of `arena`, which
+    its owner uses again for the next reader.
+    """
+
+    def __init__(
+        self, device: BlockDevice, ring_offset: int, ring_bytes: int, arena: bytearray | None = None
+    ) -> None:
         self._device = device
         self._ring_offset = ring_offset
         self._ring_bytes = ring_bytes
+        self._arena = memoryview(b"" if arena is None else arena)
         self._window = memoryview(b"")
         self._window_lsn = 0
 
@@ -65,9 +72,11 @@ class RingReader:
         start = lsn - self._window_lsn
         if start < 0 or start + length > len(self._window):
             size = min(max(length, _WINDOW_BYTES), self.room(lsn))
-            buffer = bytearray(size)
-            self._device.pread_into(buffer, self._ring_offset + lsn % self._ring_bytes)
-            self._window = memoryview(buffer)
+            if len(self._arena) >= size:
+                self._window, self._arena = self._arena[:size], self._arena[size:]
+            else:
+                self._window = memoryview(bytearray(size))
+            self._device.pread_into(self._window, self._ring_offset + lsn % self._ring_bytes)
             self._window_lsn = lsn
             start = 0
         return self._window[start : start + length]
