@@ -213,6 +213,13 @@ def _notes(mirror: Mirror) -> Iterator[str]:
         yield mirror["reason"]
 
 
+def _seconds_lost(seconds: float | None, *, is_exact: bool) -> str:
+    """Without the primary's word its last write is not known: it may have come at any time until now."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds:.2f}" if is_exact else f"at most {seconds:.2f}"
+
+
 def _show_plan(plan: dict[str, Any]) -> None:
     """What a takeover means, in the words of the plan; what is not known is said to be unknown."""
     marker, lost, seconds = plan["last_restored_marker"], plan["records_lost"], plan["seconds_lost"]
@@ -226,7 +233,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
         "last restored marker": marker
         and f"{marker['name']} (sequence {marker['sequence']}, {time_text(marker['time'])})",
         "records lost": f"unknown, at least {plan['records_lost_at_least']}" if lost is None else lost,
-        "seconds lost": "unknown" if seconds is None else f"{seconds:.2f}",
+        "seconds lost": _seconds_lost(seconds, is_exact=lost is not None),
         "way back": plan["way_back"],
     }
     if plan["refused"] is not None:

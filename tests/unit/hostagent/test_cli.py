@@ -252,7 +252,7 @@ def test_the_plan_of_a_takeover_is_shown_before_it(agent: Agent, replctl: Replct
     ended = replctl("takeover", "group1", "--plan")
     assert ended.code == 0
     marker = f"nightly (sequence 41, {NIGHTLY.isoformat(' ')})"
-    for fact in ("forced", marker, "unknown, at least 7", "1.25", "resync from b"):
+    for fact in ("forced", marker, "unknown, at least 7", "at most 1.25", "resync from b"):
         assert fact in ended.out
     assert agent.asked == [("takeover", {"group": "group1", "force": False, "plan": True})]
 
