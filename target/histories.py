@@ -139,10 +139,14 @@ def promote(
         if generation is None:
             done(error)
             return
+        try:
+            begin_epoch(group, epoch, reign, split_from)
+        except OperatorError as refused:
+            done(refused)
+            return
         if background.following:
             group.overlay.current, group.overlay.frozen = generation, None
         background.following = False
-        begin_epoch(group, epoch, reign, split_from)
         wanted = {name for name, _, _ in mirrors}
         for name in group.mirrors.table.keys() - wanted:
             group.mirrors.remove(name)
@@ -170,7 +174,11 @@ def promote(
 
 
 def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int, split_from: str = "") -> None:
-    """Append the record that begins an epoch; the caller has waited for room (`when_room`)."""
+    """Append the record that begins an epoch; the caller has waited for room (`when_room`).
+
+    OperatorError when it could not be appended; then nothing has changed.
+    """
+    group.write_path.end_turn()  # what was obtained before belongs to the epoch before
     journal = group.journal
     superblock = journal.superblock
     start = EpochStart(
@@ -186,8 +194,17 @@ def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int, split_from: str
     flags = (superblock.flags | Flag.CONSISTENT) & ~(Flag.PROMISED | Flag.SUPERSEDED)
     journal.change_superblock(role=Role.PRIMARY, flags=flags, primary=split_from)
     if not group.write_path.append_now([NewRecord(RecordType.EPOCH, 0, 0, 0, 0, start.encode())]):
+        journal.change_superblock(
+            epoch=superblock.epoch,
+            reign=superblock.reign,
+            epochs=superblock.epochs,
+            role=superblock.role,
+            flags=superblock.flags,
+            primary=superblock.primary,
+        )
         raise OperatorError(
-            f"the journal of group {group.name!r} has no room for the record that begins an epoch"
+            f"the journal of group {group.name!r} could not take the record that begins an epoch: "
+            "it has no room now, or cannot be written"
         )
 
 

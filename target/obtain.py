@@ -94,7 +94,10 @@ class WritePath:
         return bool(self._held)
 
     def append_now(self, records: list[NewRecord]) -> bool:
-        """Append records of our own, behind all that was obtained. False: no space now, nothing was done."""
+        """Append records of our own, behind all that was obtained.
+
+        False: there is no space now or the journal cannot be written, and nothing was done.
+        """
         self.end_turn()
         if (
             self._held
@@ -102,14 +105,13 @@ class WritePath:
             or not self._journal.fits(len(records), sum(len(r.data) for r in records))
         ):
             return False
-        self._append([Entry(record, None, False) for record in records])
-        return not self.failed
+        return self._append([Entry(record, None, False) for record in records])
 
     def end_turn(self) -> None:
         """Append what was obtained in this turn; called by the loop, or by who needs it sooner."""
         turn, self._turn = self._turn, []
         for part in _parts(turn):
-            if self._held or not self._fits(part):
+            if not self.failed and (self._held or not self._fits(part)):
                 self._held.append([_kept(entry) for entry in part])
                 self._on_full()
             else:
@@ -126,13 +128,13 @@ class WritePath:
         if self._held:
             self._on_full()
 
-    def _append(self, entries: list[Entry]) -> None:
-        """Append to the journal, then acknowledge."""
+    def _append(self, entries: list[Entry]) -> bool:
+        """Append to the journal, then acknowledge. False: all were refused."""
         journal = self._journal
         records = [entry.record for entry in entries if entry.record is not None]
         if self.failed:
             _fail(entries)
-            return
+            return False
         if records:
             try:
                 places = journal.append(records, self._scheduler.wall_ns())
@@ -141,7 +143,7 @@ class WritePath:
                     "the journal could not be written, %d writes were refused: %s", len(records), error
                 )
                 _fail(entries)
-                return
+                return False
             put = self._overlay.current.put
             for record, place in zip(records, places, strict=True):
                 if record.type == RecordType.UPDATE:
@@ -157,6 +159,7 @@ class WritePath:
             else:
                 request.done()
         self.commit(urgent=bool(self._waiting))
+        return True
 
     # -- durability --
 
