@@ -130,6 +130,10 @@ def promote(
     journal, background = group.journal, group.background
     group.receiving = False
 
+    def refused(error: Exception | None) -> None:
+        group.receiving = background.following
+        done(error)
+
     def paused() -> None:
         start, end, reader = background.applied, journal.head, journal.reader()
         place, group_id = journal.place, superblock.group_id
@@ -137,12 +141,12 @@ def promote(
 
     def indexed(generation: Generation | None, error: Exception | None) -> None:
         if generation is None:
-            done(error)
+            refused(error)
             return
         try:
             begin_epoch(group, epoch, reign, split_from)
-        except OperatorError as refused:
-            done(refused)
+        except OperatorError as no_room:
+            refused(no_room)
             return
         if background.following:
             group.overlay.current, group.overlay.frozen = generation, None
@@ -166,7 +170,7 @@ def promote(
 
     def durable(error: Exception | None) -> None:
         if error is not None:
-            done(error)
+            refused(error)
         else:
             background.when_idle(paused)
 
