@@ -80,3 +80,16 @@ def test_an_epoch_whose_record_cannot_be_written_does_not_begin(site: Site) -> N
     site.write_now("data", 512, b"b" * 512)
     site.flush_now()
     assert records(site)[-1] == (0, RecordType.UPDATE)
+
+
+def test_a_secondary_whose_promotion_failed_goes_on_receiving(site: Site) -> None:
+    site.group.journal.change_superblock(role=Role.SECONDARY)
+    site.group.background.following = site.group.receiving = True
+    errors: list[Exception | None] = []
+    site.journal_disk.fail_writes = OSError(errno.EIO, "the medium is gone")
+    promote(site.group, epoch=5, reign=77, mirrors=[], split_from="", done=errors.append)
+    assert not site.group.receiving
+    site.clock.run_until(lambda: bool(errors))
+    assert isinstance(errors[0], OperatorError)
+    assert site.group.receiving
+    assert site.group.role is Role.SECONDARY
