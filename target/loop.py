@@ -34,9 +34,12 @@ _WRITE_ANY = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 READ_LANE = "read"
 READ_LANE_THREADS = 4
 
-_SPIN_SECONDS = 50e-6
-"""How long a turn that did something polls before it blocks. Waking a blocked thread costs more than a
-command does, so with one command outstanding this is worth a good part of the throughput; see `_wait`.
+_SPIN_SECONDS_MAX = 150e-6
+_SPIN_WEIGHT = 1 / 8
+"""Waking a blocked thread costs as much as a command does, so with one command outstanding it is worth
+polling for the next one: as long as the recent gaps between turns were shorter than `_SPIN_SECONDS_MAX` on
+average (each counts `_SPIN_WEIGHT`), and no worker has anything to do, which would have to fight for the
+interpreter.
 """
 
 
@@ -86,7 +89,8 @@ class Loop:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._asleep = False
         self._running = False
-        self._spin_seconds = 0.0
+        self._gap_seconds = 10 * _SPIN_SECONDS_MAX
+        self._jobs = 0
         self.monotonic: Callable[[], float] = time.monotonic
         self.wall_ns: Callable[[], int] = time.time_ns
 
@@ -123,6 +127,7 @@ class Loop:
         queue = self._lanes.get(lane)
         if queue is None:
             queue = self._open_lane(lane)
+        self._jobs += 1
         queue.put((work, done))
 
     def _open_lane(self, lane: str) -> SimpleQueue[_Job | None]:
@@ -144,7 +149,7 @@ class Loop:
                 result = work()
             except Exception as caught:  # the loop thread's `done` decides what it means
                 error = caught
-            self.call_from_thread(_Completion(done, result, error))
+            self.call_from_thread(_Completion(self, done, result, error))
             del job, work, done, result, error  # nothing is kept alive while this thread waits
         queue.put(None)  # for the lane's other threads
 
@@ -200,14 +205,12 @@ class Loop:
 
     def turn(self, timeout_seconds: float | None = None) -> None:
         """One turn; waits for at most `timeout_seconds` (None: as long as it takes) for something to do."""
-        busy = False
         for fd, events in self._wait(timeout_seconds):
             watch = self._watches.get(fd)
             if watch is None:
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                 continue  # or it was unregistered by an earlier handler of this turn
-            busy = True
             if watch.writable and events & _WRITE_ANY and watch.on_writable is not None:
                 watch.on_writable()
                 if self._watches.get(fd) is not watch:
@@ -218,13 +221,11 @@ class Loop:
                 watch.on_readable()
         finished = self._finished
         if finished:
-            busy = True
             for _ in range(len(finished)):
                 finished.popleft()()
         if self._timers:
             self._run_timers()
         if self._soon:
-            busy = True
             calls, self._soon = self._soon, []
             for call in calls:
                 call()
@@ -240,7 +241,6 @@ class Loop:
             for call in calls:
                 call()
             calls.clear()
-        self._spin_seconds = _SPIN_SECONDS if busy else 0.0
 
     def _run_timers(self) -> None:
         timers = self._timers
@@ -263,33 +263,39 @@ class Loop:
             if timeout_seconds is None or until_timer < timeout_seconds:
                 timeout_seconds = until_timer
         poll = self._epoll.poll
-        if self._spin_seconds and timeout_seconds != 0:
-            events = poll(0)
-            if events:
-                return events
-            give_up = self.monotonic() + self._spin_seconds
-            while not self._finished and self.monotonic() < give_up:
+        began = self.monotonic()
+        if self._gap_seconds < _SPIN_SECONDS_MAX and not self._jobs and timeout_seconds != 0:
+            give_up = began + 2 * self._gap_seconds
+            while True:
                 events = poll(0)
-                if events:
+                if events or self._finished:
+                    self._gap_seconds += _SPIN_WEIGHT * (self.monotonic() - began - self._gap_seconds)
                     return events
+                if self.monotonic() > give_up:
+                    break
         self._asleep = True
         try:
-            return poll(0 if self._finished else timeout_seconds)
+            events = poll(0 if self._finished else timeout_seconds)
         finally:
             self._asleep = False
+        gap = min(self.monotonic() - began, 10 * _SPIN_SECONDS_MAX)
+        self._gap_seconds += _SPIN_WEIGHT * (gap - self._gap_seconds)
+        return events
 
 
 class _Completion:
     """A finished job on its way to the loop thread."""
 
-    __slots__ = ("_done", "_error", "_result")
+    __slots__ = ("_done", "_error", "_loop", "_result")
 
     def __init__(
-        self, done: Callable[[Any, Exception | None], None], result: Any, error: Exception | None
+        self, loop: Loop, done: Callable[[Any, Exception | None], None], result: Any, error: Exception | None
     ) -> None:
+        self._loop = loop
         self._done = done
         self._result = result
         self._error = error
 
     def __call__(self) -> None:
+        self._loop._jobs -= 1
         self._done(self._result, self._error)
