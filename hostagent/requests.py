@@ -257,6 +257,8 @@ class Requests:
                 f"{peer!r} is no mirror of group {group.name!r} at {self._environment.site!r}"
             )
         self._manager.log(group.name, "takeover", f"{peer} takes over: writes wait from here on")
+        # What peers said before this, also on behalf of a takeover that broke off, confirms nothing any more.
+        group.confirm_since = None
 
         def answer(result: Any = None, error: ReplctlError | None = None) -> None:
             reply({**result, "epoch": state.epoch} if result is not None else None, error)
