@@ -194,6 +194,12 @@ class PairFlows:
             yield Call(None, "group.demote", {"group": group.name}, 90.0)
             self._manager.log(group.name, "pair delete", f"simplex again, without a word from {mine.primary}")
             return {"changed": True}
+        known = {mirror.name for mirror in mine.mirrors}
+        if not known:  # a delete that broke off: a primary of nobody is simplex
+            yield Call(None, "group.demote", {"group": group.name}, 90.0)
+        if not known or (site is not None and site not in known):
+            released = yield from self._release_followers(group, site)
+            return {"changed": not known or released["changed"]}
         told = True
         for name in _mirrors(mine, site):
             yield Call(None, "mirror.remove", {"group": group.name, "mirror": name}, 90.0)
