@@ -1,15 +1,23 @@
-"""A disk with a volatile write cache: a crash leaves any subset of what is not flushed, torn at 512 bytes."""
+"""A disk with a volatile write cache: a crash leaves any subset of what is not flushed, torn at 512 bytes.
+
+Content lies in pages of 4096 bytes, and what was never written takes no memory, so that a journal volume
+costs nothing to make or to read. `on_operation` is called before everything that changes the disk: the
+machine it belongs to may stop right there, in the middle of a longer piece of work.
+"""
 
 from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from target.volume import Buffer
 
 ATOMIC_BYTES = 512
 _PAGE = 4096
+_ZEROS = bytes(_PAGE)
+
+Pages = dict[int, bytes]
 
 
 class SimDisk:
@@ -17,65 +25,104 @@ class SimDisk:
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self._durable = bytearray(size_bytes)
-        self._content = bytearray(size_bytes)
+        self._durable: Pages = {}
+        self._content: Pages = {}
+        """Page number -> what it holds; none: zeros."""
+        self._dirty: set[int] = set()
         self._unflushed: list[tuple[int, bytes]] = []
-        self._written_pages: set[int] = set()
+        self._allocated = bytearray(-(-size_bytes // _PAGE))
+        """A byte a page: 1 when it was written and not punched since."""
         self.fail_writes: OSError | None = None
         self.fail_flushes: OSError | None = None
         self.fail_reads: OSError | None = None
         self.flushes = 0
         self.cold = False
         """True: nothing is in memory, `pread_nowait` gives None once for each place read."""
+        self.cold_chance: Callable[[], bool] | None = None
+        """Asked at every `pread_nowait`: is this place cold?"""
+        self.on_operation: Callable[[], None] | None = None
+        self.on_write: Callable[[int, bytes], None] | None = None
+        self.on_flush: Callable[[], None] | None = None
 
     def pread(self, length: int, offset: int) -> bytes:
         if self.fail_reads is not None:
             raise self.fail_reads
         if offset < 0 or offset + length > self.size_bytes:
             raise OSError(errno.EIO, "read behind the end")
-        return bytes(self._content[offset : offset + length])
+        return _read(self._content, length, offset)
 
     def pread_into(self, buffer: bytearray | memoryview, offset: int) -> None:
         memoryview(buffer)[:] = self.pread(len(buffer), offset)
         self.cold = False
 
     def pread_nowait(self, length: int, offset: int) -> Buffer | None:
-        return None if self.cold else self.pread(length, offset)
+        if self.cold or (self.cold_chance is not None and self.cold_chance()):
+            return None
+        return self.pread(length, offset)
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
+        if self.on_operation is not None:
+            self.on_operation()
         if self.fail_writes is not None:
             raise self.fail_writes
         data = b"".join(buffers)
         if offset < 0 or offset + len(data) > self.size_bytes:
             raise OSError(errno.ENOSPC, "write behind the end")
-        self._content[offset : offset + len(data)] = data
+        if self.on_write is not None:
+            self.on_write(offset, data)
+        self._write(offset, data)
+        first, last = offset // _PAGE, -(-(offset + len(data)) // _PAGE)
+        self._allocated[first:last] = b"\1" * (last - first)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self._dirty.update(_write(self._content, offset, data))
         self._unflushed.append((offset, data))
-        self._written_pages.update(range(offset // _PAGE, (offset + len(data) + _PAGE - 1) // _PAGE))
 
     def flush(self) -> None:
+        if self.on_operation is not None:
+            self.on_operation()
         if self.fail_flushes is not None:
             raise self.fail_flushes
         self.flushes += 1
-        for offset, data in self._unflushed:
-            self._durable[offset : offset + len(data)] = data
+        self._make_durable()
+        if self.on_flush is not None:
+            self.on_flush()
+
+    def _make_durable(self) -> None:
+        for page in self._dirty:
+            content = self._content.get(page)
+            if content is None:
+                self._durable.pop(page, None)
+            else:
+                self._durable[page] = content
+        self._dirty.clear()
         self._unflushed.clear()
+
+    @property
+    def unflushed_writes(self) -> int:
+        """How many writes a loss of power could take."""
+        return len(self._unflushed)
 
     def punch(self, offset: int, length: int) -> None:
         self.pwritev([bytes(length)], offset)
         first, last = -(-offset // _PAGE), (offset + length) // _PAGE
-        self._written_pages.difference_update(range(first, last))
+        if last > first:
+            self._allocated[first:last] = bytes(last - first)
+
+    def fill(self) -> None:
+        """Every page counts as written once, as a disk does that was used before."""
+        self._allocated[:] = b"\1" * len(self._allocated)
 
     def data_extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         end = offset + length
-        run: tuple[int, int] | None = None
-        for page in range(offset // _PAGE, -(-end // _PAGE)):
-            if page in self._written_pages:
-                run = (run[0] if run else max(page * _PAGE, offset), min((page + 1) * _PAGE, end))
-            elif run:
-                yield run[0], run[1] - run[0]
-                run = None
-        if run:
-            yield run[0], run[1] - run[0]
+        limit = -(-end // _PAGE)
+        page = self._allocated.find(1, offset // _PAGE, limit)
+        while page >= 0:
+            stop = self._allocated.find(0, page, limit)
+            stop = limit if stop < 0 else stop
+            start = max(page * _PAGE, offset)
+            yield start, min(stop * _PAGE, end) - start
+            page = self._allocated.find(1, stop, limit)
 
     def close(self) -> None:
         pass
@@ -94,14 +141,58 @@ class SimDisk:
             keep = rng.random()
             survivors = [sector for sector in survivors if rng.random() < keep]
         for offset, data in survivors:
-            self._durable[offset : offset + len(data)] = data
-        self._content = bytearray(self._durable)
+            _write(self._durable, offset, data)
+        self._content = dict(self._durable)
+        self._dirty.clear()
         self._unflushed.clear()
 
     def corrupt(self, offset: int, data: bytes) -> None:
         """Bits change at rest."""
-        self._durable[offset : offset + len(data)] = data
-        self._content[offset : offset + len(data)] = data
+        _write(self._durable, offset, data)
+        _write(self._content, offset, data)
+
+    def backup(self) -> tuple[Pages, bytes]:
+        """What is durable, to be put back with `restore_backup`."""
+        return dict(self._durable), bytes(self._allocated)
+
+    def restore_backup(self, backup: tuple[Pages, bytes]) -> None:
+        """The disk is as it was when the backup was made."""
+        self._durable, self._content = dict(backup[0]), dict(backup[0])
+        self._allocated[:] = backup[1]
+        self._dirty.clear()
+        self._unflushed.clear()
 
     def snapshot(self) -> bytes:
-        return bytes(self._content)
+        return _read(self._content, self.size_bytes, 0)
+
+
+def _read(pages: Pages, length: int, offset: int) -> bytes:
+    first, start = divmod(offset, _PAGE)
+    last = -(-(offset + length) // _PAGE)
+    if last - first == 1:
+        page = pages.get(first)
+        return bytes(length) if page is None else page[start : start + length]
+    get = pages.get
+    whole = b"".join([get(number, _ZEROS) for number in range(first, last)])
+    return whole if len(whole) == length else whole[start : start + length]
+
+
+def _write(pages: Pages, offset: int, data: bytes) -> range:
+    """Returns the pages that were touched."""
+    first, start = divmod(offset, _PAGE)
+    touched = range(first, -(-(offset + len(data)) // _PAGE))
+    if start or (start + len(data)) % _PAGE:
+        length = len(touched) * _PAGE
+        old = _read(pages, length, first * _PAGE)
+        data = old[:start] + data + old[start + len(data) :]
+    if len(data) >= 1 << 20 and not any(page in pages for page in touched) and not data.strip(b"\0"):
+        return range(0)  # a new ring being written out
+    at = 0
+    for number in touched:
+        page = data[at : at + _PAGE]
+        if page == _ZEROS:
+            pages.pop(number, None)
+        else:
+            pages[number] = page
+        at += _PAGE
+    return touched
