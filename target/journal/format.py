@@ -47,10 +47,16 @@ class VolumeShape:
     block_size_bytes: int
 
 
-def format_journal(device: BlockDevice, group_id: bytes, volumes: Sequence[VolumeShape]) -> Superblock:
+def format_journal(
+    device: BlockDevice,
+    group_id: bytes,
+    volumes: Sequence[VolumeShape],
+    ring_bytes_min: int = RING_BYTES_MIN,
+) -> Superblock:
     """Write both superblocks of a new journal volume and make them durable.
 
-    Raises OperatorError when the device is too small or there are too many volumes.
+    Raises OperatorError when the device is too small or there are too many volumes. A smaller minimum is for
+    the simulation, whose writes are small too.
     """
     if len(volumes) > VOLUMES_MAX:
         raise OperatorError(
@@ -67,10 +73,10 @@ def format_journal(device: BlockDevice, group_id: bytes, volumes: Sequence[Volum
     bitmap_offset = COPIES * SUPERBLOCK_BYTES
     ring_offset = bitmap_offset + BITMAP_SLOTS * page * 2 * PAGE_BYTES
     ring_bytes = (device.size_bytes - ring_offset) // PAGE_BYTES * PAGE_BYTES
-    if ring_bytes < RING_BYTES_MIN:
+    if ring_bytes < ring_bytes_min:
         raise OperatorError(
             f"the journal volume has {device.size_bytes} bytes, which leaves {max(ring_bytes, 0)} "
-            f"for the ring: make it at least {ring_offset + RING_BYTES_MIN} bytes"
+            f"for the ring: make it at least {ring_offset + ring_bytes_min} bytes"
         )
     superblock = Superblock(
         group_id=group_id,
