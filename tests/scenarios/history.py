@@ -201,8 +201,8 @@ class History:
             for block, sequence in enumerate(blocks):
                 if not _holds(of_block.get(block, [0]), sequence):
                     raise Violation(
-                        f"block {block} of {name} holds write {sequence}, which never wrote there or was lost "
-                        "for good before"
+                        f"block {block} of {name} holds write {sequence}, which never wrote there or was "
+                        "lost for good before"
                     )
 
     def _check_closed(self, sequences: Mapping[str, list[int]]) -> None:

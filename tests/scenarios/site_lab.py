@@ -129,7 +129,7 @@ class SiteLab:
 
         def reached() -> bool:
             state = self.mirror(primary, mirror)
-            return state["status"] == "PAIR" and state["sequence"]["restored"] >= head
+            return bool(state["status"] == "PAIR" and state["sequence"]["restored"] >= head)
 
         self.wait(f"{mirror} having restored record {head} of {primary}", reached, seconds)
 

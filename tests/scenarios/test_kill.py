@@ -11,39 +11,12 @@ import random
 
 import pytest
 
-from tests.scenarios.history import Cut, History
+from tests.scenarios.checks import check_equal, check_primary, check_secondary, take_over
+from tests.scenarios.history import History
 from tests.scenarios.load import Load
 from tests.scenarios.site_lab import SiteLab, rounds, seed
 
 VICTIMS = [(site, daemon) for site in "ab" for daemon in ("target", "hostagent")]
-
-
-def check_secondary(lab: SiteLab, history: History, site: str, markers: dict[str, int]) -> Cut:
-    """I2: what the site holds is a prefix; it has all that came before each marker it knows."""
-    lab.wait_restored_all_received(site)
-    cut = history.cut(lab.content(site))
-    for marker in lab.ask(site, "marker.list")["markers"]:
-        if marker["name"] in markers:
-            before = history.acknowledged(before=markers[marker["name"]])
-            history.require(cut, before, f"{site} has restored marker {marker['name']}")
-    return cut
-
-
-def check_primary(lab: SiteLab, history: History, site: str) -> None:
-    """I1, and more: see above."""
-    cut = history.cut(lab.content(site))
-    history.require(cut, history.durable(), "flushed")
-    history.require(cut, history.acknowledged(), "acknowledged before a SIGKILL")
-
-
-def check_equal(lab: SiteLab, history: History, primary: str, secondary: str) -> None:
-    """Nothing is written now: both sites become equal, block by block, and hold every write."""
-    lab.wait_equal(primary, secondary)
-    at_primary, at_secondary = lab.content(primary), lab.content(secondary)
-    history.cut(at_primary)
-    assert at_primary == history.image()
-    assert at_secondary == at_primary
-    history.compact()
 
 
 @pytest.mark.timeout(3600)
@@ -75,26 +48,6 @@ def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
     except BaseException as error:
         error.add_note("\n".join(trail) + "\n" + lab.report())
         raise
-
-
-def take_over(lab: SiteLab, history: History, site: str, markers: dict[str, int]) -> int:
-    """Force this site to be the primary: it holds a prefix with all that the plan promised.
-
-    Returns the number of writes that are lost.
-    """
-    plan = lab.ask(site, "takeover", plan=True, force=True)
-    assert plan["refused"] is None, plan
-    assert plan["mode"] == "forced"
-    taken = lab.ask(site, "takeover", plan=False, force=True)
-    assert taken["changed"]
-    cut = history.cut(lab.content(site))
-    last = plan["last_restored_marker"]
-    known = {marker["name"]: marker["sequence"] for marker in lab.ask(site, "marker.list")["markers"]}
-    for name, moment in markers.items():
-        if name in known:
-            assert last["sequence"] >= known[name], "a marker that is listed was restored"
-            history.require(cut, history.acknowledged(before=moment), f"{name} was restored")
-    return history.truncate(cut)
 
 
 @pytest.mark.timeout(3600)
