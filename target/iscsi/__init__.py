@@ -1,0 +1,15 @@
+"""iSCSI, both sides of it, on one codec (RFC 7143). In reading order:
+
+The codec: `pdu` (framing, digests), `requests` and `responses` (every PDU, byte by byte), `text` (key=value),
+`negotiation` (the table of keys), `chap`.
+
+The target: `portal` (sockets) reads into `connection`, which leads through `login` to a `session`; that
+makes a `task` of each SCSI command and hands it to the device of its `node`. Beside the session:
+`write_collection` (data in further PDUs), `answers` (those that need more than one plain PDU),
+`task_management`, `housekeeping`, and the `registry` of all sessions.
+
+The initiator: `initiator_login`, `initiator`, and two drivers, `client` (blocking) and `async_client` (on
+the loop). `address` and `url` read what people write.
+
+Only `portal`, `client` and `async_client` do I/O.
+"""

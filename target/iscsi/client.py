@@ -34,6 +34,8 @@ from target.scsi.sense import Sense, SenseKey, decode_sense
 from target.volume import Buffer
 
 DEFAULT_INITIATOR_NAME = "iqn.2024-01.io.replctl:client"
+__all__ = ["TRANSFER_BYTES_MAX", "Client", "ScsiError", "SenseKey", "discover"]
+
 TRANSFER_BYTES_MAX = 1 << 20
 """Reads and writes of more are cut into commands of this size."""
 
