@@ -99,13 +99,16 @@ def _own_mirror(manager: CopyManager, group: Group, state: GroupState) -> dict[s
     announced = group.announced
     fetching = state.fetch is not None and state.fetch.state == "reading"
     status = PairState.PAIR if state.consistent else PairState.COPY
+    told = _told_of_us(manager, group, state)
+    differing = 0 if state.consistent else None
+    if told is not None:
+        status, differing = told[0], told[1].marked_bytes
     if state.access == "failed":
         status = PairState.PSUE
     lag = None
     if announced is not None and state.consistent and state.restored_marker.time_ns:
         elapsed = manager.environment.monotonic() - announced.heard_at
         lag = max(0.0, (announced.time_ns - state.restored_marker.time_ns) / 1e9 + elapsed)
-    known = announced is not None
     return {
         "site": manager.environment.site,
         "status": status.value,
@@ -118,17 +121,37 @@ def _own_mirror(manager: CopyManager, group: Group, state: GroupState) -> dict[s
             "restored": state.restored,
             "verified": state.verified,
         },
-        "differential_bytes": 0 if state.consistent else None,
+        "differential_bytes": differing,
         "copy": None,
         "verify": None,
         "link": {
             "management": "up" if manager.environment.link_up(state.primary) else "down",
             "san": "reading" if fetching else (state.fetch.state if state.fetch else "down"),
         },
-        "reason": (state.fetch.reason if state.fetch and not fetching else "") or group.link_reason
-        if known
-        else group.link_reason,
+        "reason": _reason(group, state, told),
     }
+
+
+def _told_of_us(
+    manager: CopyManager, group: Group, state: GroupState
+) -> tuple[PairState, MirrorStatus] | None:
+    """What the primary says of this site when it suspended it: our own view is not better than that (I6)."""
+    known = group.peer_states.get(state.primary)
+    if known is None:
+        return None
+    theirs = known[0]
+    for mirror in theirs.mirrors:
+        if mirror.name == manager.environment.site and mirror.state not in ("copy", "pair"):
+            return pair_state_of(theirs, mirror), mirror
+    return None
+
+
+def _reason(group: Group, state: GroupState, told: tuple[PairState, MirrorStatus] | None) -> str:
+    if told is not None:
+        return told[1].reason or f"suspended at {state.primary}"
+    if state.fetch is not None and state.fetch.state != "reading" and state.fetch.reason:
+        return state.fetch.reason
+    return group.link_reason
 
 
 def group_status(manager: CopyManager, group: Group) -> dict[str, Any]:
