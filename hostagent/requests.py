@@ -108,6 +108,7 @@ class Requests:
                     "ready": ready,
                     "site": self._environment.site,
                     "reason": "" if error is None else str(error),
+                    "links": {site: self._environment.link_up(site) for site in self._environment.peers()},
                 }
             )
 

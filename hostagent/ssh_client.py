@@ -24,7 +24,7 @@ from target.errors import OperatorError, PeerError
 
 _CONNECT_SECONDS_MAX = 5.0
 _BACKOFF_SECONDS_MIN = 0.1
-_BACKOFF_SECONDS_MAX = 5.0
+_BACKOFF_SECONDS_MAX = 2.0
 _USER_NAME = "replication"
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ import typer
 from hostagent.cli.output import Json, bytes_text, say, show_json
 from target.control.site_file import SecretFile
 from target.errors import OperatorError, PeerError
-from target.iscsi.client import TRANSFER_BYTES_MAX, Client, ScsiError
-from target.scsi.sense import SenseKey
+from target.iscsi.client import TRANSFER_BYTES_MAX, Client, ScsiError, SenseKey
 
 app = typer.Typer(help="Read, write and inspect an iSCSI logical unit.", no_args_is_help=True)
 

@@ -40,6 +40,7 @@ JOURNAL_DEFAULT = "256MiB"
 _MODULES = {"target": "target", "hostagent": "hostagent"}
 _READY_SECONDS_MAX = 60.0
 _STOP_SECONDS_MAX = 20.0
+_LINKS_SECONDS_MAX = 6.0
 _POLL_SECONDS = 0.03
 
 
@@ -120,6 +121,7 @@ class Lab:
             self._wait_wire(deadline)
             for site in self.plan.sites:
                 self._wait_ready(site.name, deadline)
+            self._wait_links()
         changed = wire_started or any(started.values())
         words = {True: "started", False: "unchanged"}
         return {
@@ -203,6 +205,19 @@ class Lab:
             for name in DAEMONS:
                 self._daemons[site, name].check_runs()
             _wait_a_moment(deadline, self._daemons[site, "hostagent"])
+
+    def _wait_links(self) -> None:
+        """Until every agent has its links, so that the next command finds them; not for ever: one may be cut."""
+        deadline = time.monotonic() + _LINKS_SECONDS_MAX
+        while time.monotonic() < deadline:
+            if all(self._links_up(site.name) for site in self.plan.sites):
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _links_up(self, site: str) -> bool:
+        with contextlib.suppress(PeerError), AgentClient(self.files.agent_socket(site)) as client:
+            return all(client.call("ping", {}, timeout_seconds=2.0).get("links", {}).values())
+        return False
 
     def _is_ready(self, site: str) -> bool:
         if any(self._daemons[site, name].pid() is None for name in DAEMONS):

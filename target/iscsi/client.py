@@ -34,7 +34,16 @@ from target.scsi.sense import Sense, SenseKey, decode_sense
 from target.volume import Buffer
 
 DEFAULT_INITIATOR_NAME = "iqn.2024-01.io.replctl:client"
-__all__ = ["TRANSFER_BYTES_MAX", "Client", "ScsiError", "SenseKey", "discover"]
+__all__ = [
+    "TRANSFER_BYTES_MAX",
+    "Client",
+    "DiscoveredTarget",
+    "ScsiError",
+    "SenseKey",
+    "discover",
+    "new_isid",
+    "result_error",
+]
 
 TRANSFER_BYTES_MAX = 1 << 20
 """Reads and writes of more are cut into commands of this size."""

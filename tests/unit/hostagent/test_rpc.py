@@ -14,6 +14,7 @@ import pytest
 from hostagent.line_stream import SILENCE_SECONDS_MAX, LineStream
 from hostagent.rpc import Caller, Params, Reply, Result, serve
 from target.control.lines import Message
+from target.control.lines import LINE_BYTES_MAX
 from target.control.wire_error import error_from_wire, error_to_wire
 from target.errors import ConflictError, IntegrityError, OperatorError, PeerError, ReplctlError
 
@@ -161,7 +162,7 @@ def test_a_reply_is_sent_once(conversation: Conversation) -> None:
 def test_an_answer_too_long_for_a_line_becomes_an_error(conversation: Conversation) -> None:
     answers = Answers()
     conversation.caller.call("one", {}, answers)
-    conversation.asked.get(timeout=WAIT_SECONDS)[3]({"x": "y" * (1 << 20)})
+    conversation.asked.get(timeout=WAIT_SECONDS)[3]({"x": "y" * LINE_BYTES_MAX})
     assert "longer than" in str(answers.error())
 
 
