@@ -398,6 +398,8 @@ class TargetSession:
                 return
         elif not task.is_write:
             flags, residual = residual_of(expected, 0)
+        elif result.data_out_length is not None:
+            flags, residual = residual_of(expected, result.data_out_length)
         segment = b"" if result.sense is None else sense_segment(result.sense)
         send_response(self, task, result.status, flags, residual, segment, data_sn)
 
