@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -99,10 +100,13 @@ def _own_mirror(manager: CopyManager, group: Group, state: GroupState) -> dict[s
     announced = group.announced
     fetching = state.fetch is not None and state.fetch.state == "reading"
     status = PairState.PAIR if state.consistent else PairState.COPY
-    told = _told_of_us(manager, group, state)
+    suspended = _suspended(manager, group, state)
     differing = 0 if state.consistent else None
-    if told is not None:
-        status, differing = told[0], told[1].marked_bytes
+    reason = group.link_reason
+    if suspended is not None:
+        status, differing, reason = suspended.status, suspended.differential_bytes, suspended.reason
+    elif state.fetch is not None and not fetching and state.fetch.reason:
+        reason = state.fetch.reason
     if state.access == "failed":
         status = PairState.PSUE
     lag = None
@@ -128,30 +132,37 @@ def _own_mirror(manager: CopyManager, group: Group, state: GroupState) -> dict[s
             "management": "up" if manager.environment.link_up(state.primary) else "down",
             "san": "reading" if fetching else (state.fetch.state if state.fetch else "down"),
         },
-        "reason": _reason(group, state, told),
+        "reason": reason,
     }
 
 
-def _told_of_us(
-    manager: CopyManager, group: Group, state: GroupState
-) -> tuple[PairState, MirrorStatus] | None:
-    """What the primary says of this site when it suspended it: our own view is not better than that (I6)."""
+@dataclass(frozen=True, slots=True)
+class _Suspended:
+    """Why a secondary that knows nothing of it gets no journal any more."""
+
+    status: PairState
+    reason: str
+    differential_bytes: int | None
+
+
+def _suspended(manager: CopyManager, group: Group, state: GroupState) -> _Suspended | None:
+    """What the primary says of this site: our own view is not better than that (I6)."""
     known = group.peer_states.get(state.primary)
     if known is None:
         return None
-    theirs = known[0]
+    theirs, primary = known[0], state.primary
+    if theirs.role != "primary" or theirs.primary or theirs.superseded:
+        newest = manager.store.newest_epoch(group.name, state.group_id)
+        at = "the new primary" if newest is None or newest.site == primary else newest.site
+        reason = f"{primary} is no primary any more: pair resync {group.name} at {at}"
+        return _Suspended(PairState.PSUE, reason, None)
     for mirror in theirs.mirrors:
-        if mirror.name == manager.environment.site and mirror.state not in ("copy", "pair"):
-            return pair_state_of(theirs, mirror), mirror
-    return None
-
-
-def _reason(group: Group, state: GroupState, told: tuple[PairState, MirrorStatus] | None) -> str:
-    if told is not None:
-        return told[1].reason or f"suspended at {state.primary}"
-    if state.fetch is not None and state.fetch.state != "reading" and state.fetch.reason:
-        return state.fetch.reason
-    return group.link_reason
+        if mirror.name == manager.environment.site:
+            if mirror.state in ("copy", "pair"):
+                return None
+            reason = mirror.reason or f"suspended at {primary}"
+            return _Suspended(pair_state_of(theirs, mirror), reason, mirror.marked_bytes)
+    return _Suspended(PairState.PSUE, f"{primary} does not know this site as a mirror", None)
 
 
 def group_status(manager: CopyManager, group: Group) -> dict[str, Any]:

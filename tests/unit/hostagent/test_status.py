@@ -124,3 +124,21 @@ def test_a_secondary_that_its_primary_suspended_says_so(manager: CopyManager) ->
     assert states(status) == ("secondary", "PSUE", ["PSUE"])
     assert status["mirrors"][0]["reason"] == "the journal was full"
     assert status["mirrors"][0]["differential_bytes"] == 4096
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        group_state("secondary", "b"),
+        group_state("simplex", ""),
+        group_state("primary", "", superseded=True),
+        group_state("primary", ""),
+    ],
+    ids=["follows", "simplex", "superseded", "does not know us"],
+)
+def test_a_secondary_whose_primary_is_none_any_more_is_suspended(
+    manager: CopyManager, says: GroupState
+) -> None:
+    status = shown(manager, group_state("secondary", "a", access="read_only"), says)
+    assert states(status) == ("secondary", "PSUE", ["PSUE"])
+    assert "a " in status["mirrors"][0]["reason"]
