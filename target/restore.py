@@ -25,7 +25,7 @@ from target.journal.record import (
     RecordType,
     SequenceNumber,
 )
-from target.journal.scan import Pack, RingReader, behind, walk
+from target.journal.scan import Pack, RingReader, walk
 from target.journal.superblock import Position
 from target.overlay import GRANULE_BYTES, ZERO, Generation, Granules, Partial
 from target.volume import Buffer
@@ -95,7 +95,7 @@ def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDev
         finished = _take(pack, stretch, result, batch, volumes)
         if not finished:
             break
-        result.position = behind(pack.header)
+        result.position = pack.end
         if batch.held_bytes >= STRETCH_BYTES_MAX or result.sequence >= stretch.limit:
             break
     result.bytes_written += batch.write()

@@ -31,10 +31,11 @@ _WINDOW_BYTES = 1 << 20
 
 
 class Pack(NamedTuple):
-    """A pack as it stands in the ring. `view` is the whole pack, valid until the next one is asked for."""
+    """A pack as it stands in the ring: `view` is all of it (see `RingReader`), `end` the boundary behind it."""
 
     header: PackHeader
     view: memoryview
+    end: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,8 @@ def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> 
         view = reader.view(position.lsn, header.total_length)
         if check_data(header, view) is not None:
             return
-        yield Pack(header, view)
         position = behind(header)
+        yield Pack(header, view, position)
 
 
 def behind(header: PackHeader) -> Position:
@@ -151,7 +152,7 @@ class Recovery:
             if decision is Decision.ACCEPT and header is not None:
                 result.proven_lsn = max(result.proven_lsn, header.durable_lsn)
                 result.head = behind(header)
-                yield Pack(header, self._reader.view(position.lsn, header.total_length))
+                yield Pack(header, self._reader.view(position.lsn, header.total_length), result.head)
                 continue
             if decision is Decision.CUT:
                 # A header further on may prove that this place was durable: then it is no torn tail.
