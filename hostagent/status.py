@@ -156,6 +156,8 @@ def _suspended(manager: CopyManager, group: Group, state: GroupState) -> _Suspen
         at = "the new primary" if newest is None or newest.site == primary else newest.site
         reason = f"{primary} is no primary any more: pair resync {group.name} at {at}"
         return _Suspended(PairState.PSUE, reason, None)
+    if theirs.access == "failed":
+        return _Suspended(PairState.PSUE, f"{primary} is damaged: {theirs.reason}", None)
     for mirror in theirs.mirrors:
         if mirror.name == manager.environment.site:
             if mirror.state in ("copy", "pair"):

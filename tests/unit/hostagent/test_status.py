@@ -133,8 +133,9 @@ def test_a_secondary_that_its_primary_suspended_says_so(manager: CopyManager) ->
         group_state("simplex", ""),
         group_state("primary", "", superseded=True),
         group_state("primary", ""),
+        group_state("primary", "", mirror("b", "pair"), access="failed"),
     ],
-    ids=["follows", "simplex", "superseded", "does not know us"],
+    ids=["follows", "simplex", "superseded", "does not know us", "damaged"],
 )
 def test_a_secondary_whose_primary_is_none_any_more_is_suspended(
     manager: CopyManager, says: GroupState
