@@ -31,7 +31,7 @@ _WINDOW_BYTES = 1 << 20
 
 
 class Pack(NamedTuple):
-    """A pack as it stands in the ring: `view` is all of it (see `RingReader`), `end` the boundary behind it."""
+    """A pack as it stands in the ring: `view` is all of it (see `RingReader`), `end` the boundary behind."""
 
     header: PackHeader
     view: memoryview
