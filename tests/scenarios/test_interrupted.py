@@ -1,4 +1,4 @@
-"""A daemon dies in the middle of what an operator asked for: asked for again, it is done, and nothing is lost.
+"""A daemon dies in the middle of what an operator asked for: asked for again, it is done, nothing is lost.
 
 The moment is random; the operation may be before it, in it or behind it. Writes go on at the primary
 meanwhile, and in the end both sites are equal.

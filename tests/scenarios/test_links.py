@@ -1,6 +1,6 @@
 """Each link is cut alone, and both, under load: writes go on, the lag is told, the journal catches up.
 
-SCENARIO_CUT_SECONDS=60 leaves them cut for a minute; by default it is long enough that every side has noticed.
+SCENARIO_CUT_SECONDS=60 leaves them cut for a minute; by default it is long enough for every side to notice.
 """
 
 from __future__ import annotations
