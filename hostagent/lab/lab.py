@@ -207,7 +207,7 @@ class Lab:
             _wait_a_moment(deadline, self._daemons[site, "hostagent"])
 
     def _wait_links(self) -> None:
-        """Until every agent has its links, so that the next command finds them; not for ever: one may be cut."""
+        """Until every agent has its links, as the next command needs them; not for ever: one may be cut."""
         deadline = time.monotonic() + _LINKS_SECONDS_MAX
         while time.monotonic() < deadline:
             if all(self._links_up(site.name) for site in self.plan.sites):
