@@ -35,12 +35,14 @@ def main() -> None:
     )
     _keep_memory()
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    where = ""
     try:
         config = load_config(arguments.config)
         loop = Loop()
+        where = f"{arguments.config}: "  # what is wrong from here on is what the file asks for, too
         subsystem = Subsystem(loop, config)
     except ReplctlError as error:
-        print(f"replctl-target: {error}", file=sys.stderr)
+        print(f"replctl-target: {where}{error}", file=sys.stderr)
         sys.exit(error.exit_code)
     _run(loop, subsystem)
 

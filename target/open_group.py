@@ -38,7 +38,7 @@ def open_group(
     if superblock is None:
         superblock = format_journal(journal_device, group_id or os.urandom(16), shapes)
         _log.info("group %s: a new journal volume was formatted", settings.name)
-    check_shapes(settings.name, superblock, shapes, devices)
+    check_shapes(superblock, shapes, devices)
     overlay = Overlay(superblock.checkpoint_lsn)
     follows = superblock.role is Role.SECONDARY
 
@@ -58,27 +58,27 @@ def open_group(
 
 
 def check_shapes(
-    name: str, superblock: Superblock, shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]
+    superblock: Superblock, shapes: tuple[VolumeShape, ...], devices: Mapping[str, BlockDevice]
 ) -> None:
     """The journal knows its volumes: the configuration must name the same."""
     known = {volume.name: volume for volume in superblock.volumes}
     configured = {shape.name: shape for shape in shapes}
     if known.keys() != configured.keys():
         raise OperatorError(
-            f"group {name!r}: the journal volume was made for volumes {', '.join(known)}, "
+            f"the journal volume was made for volumes {', '.join(known)}, "
             f"the configuration names {', '.join(configured)}"
         )
     for shape in shapes:
         entry = known[shape.name]
         if (entry.size_bytes, entry.block_size_bytes) != (shape.size_bytes, shape.block_size_bytes):
             raise OperatorError(
-                f"group {name!r}: volume {shape.name!r} has {entry.size_bytes} bytes in blocks of "
+                f"volume {shape.name!r} has {entry.size_bytes} bytes in blocks of "
                 f"{entry.block_size_bytes} in the journal volume, {shape.size_bytes} in blocks of "
                 f"{shape.block_size_bytes} in the configuration"
             )
         if devices[shape.name].size_bytes < shape.size_bytes:
             raise OperatorError(
-                f"group {name!r}: volume {shape.name!r} needs {shape.size_bytes} bytes, its device has "
+                f"volume {shape.name!r} needs {shape.size_bytes} bytes, its device has "
                 f"{devices[shape.name].size_bytes}"
             )
 

@@ -19,7 +19,7 @@ from target.control.server import ControlServer
 from target.control.state import group_state
 from target.device_volume import ReadOnlyVolume
 from target.engine import Engine
-from target.errors import OperatorError
+from target.errors import OperatorError, ReplctlError
 from target.group import Access, ConsistencyGroup, GroupSettings, GroupVolume
 from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
@@ -79,7 +79,10 @@ class Subsystem:
             commit_interval_seconds=table.commit_interval_ms / 1000,
             throttle=table.throttle,
         )
-        group = open_group(self.loop, settings, journal, tuple(shapes), devices)
+        try:
+            group = open_group(self.loop, settings, journal, tuple(shapes), devices)
+        except ReplctlError as error:
+            raise type(error)(f"group {name}, journal {table.journal}: {error}") from None
         self.engine.add(group, table.san_lun)
         entries = {entry.name: entry for entry in group.volumes}
         units: list[LogicalUnit] = []

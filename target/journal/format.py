@@ -75,8 +75,8 @@ def format_journal(
     ring_bytes = (device.size_bytes - ring_offset) // PAGE_BYTES * PAGE_BYTES
     if ring_bytes < ring_bytes_min:
         raise OperatorError(
-            f"the journal volume has {device.size_bytes} bytes, which leaves {max(ring_bytes, 0)} "
-            f"for the ring: make it at least {ring_offset + ring_bytes_min} bytes"
+            f"the journal volume has {device.size_bytes} bytes (journal_size), which leaves "
+            f"{max(ring_bytes, 0)} for the ring: make it at least {ring_offset + ring_bytes_min} bytes"
         )
     superblock = Superblock(
         group_id=group_id,
