@@ -38,11 +38,14 @@ class Load:
         seed: int,
         hosts: int = 2,
         bytes_per_second: int = 6_000_000,
+        span: float = 1.0,
     ) -> None:
+        """`span`: the part of each volume that is written at all."""
         self._lab = lab
         self._site = site
         self._history = history
         self._bytes_per_second = bytes_per_second / hosts
+        self._span = span
         self._stopping = threading.Event()
         self._failures: list[BaseException] = []
         # Writes that an earlier load left behind, for the first host to find out about.
@@ -153,8 +156,8 @@ class Load:
         self._stopping.wait(size / self._bytes_per_second)
 
     def _places(self, chance: random.Random, volume: str, fua: bool) -> Iterator[Write]:
-        """Half of the writes go to the first eighth of the volume, so that blocks are overwritten often."""
-        blocks = self._history.volumes[volume]
+        """Half of the writes go to the first eighth of the place, so that blocks are overwritten often."""
+        blocks = int(self._history.volumes[volume] * self._span)
         for _ in range(chance.randint(1, _BATCH_MAX)):
             count = chance.choice((1, 3, 8, chance.randint(1, _BLOCKS_MAX)))
             span = blocks // 8 if chance.random() < 0.5 else blocks
