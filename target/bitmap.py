@@ -60,13 +60,6 @@ class DifferentialBitmap:
         self._bits[volume][index >> 3] &= ~(1 << (index & 7)) & 0xFF
         self.dirty_pages.add(self._volumes[volume].first_page + index // BITS_PER_PAGE)
 
-    def clear_all(self) -> None:
-        """No extent is marked."""
-        for volume in self._volumes.values():
-            bits = self._bits[volume.id]
-            self._bits[volume.id] = bytearray(len(bits))
-            self.dirty_pages.update(range(volume.first_page, volume.first_page + volume.page_count))
-
     def __bool__(self) -> bool:
         return any(any(bits) for bits in self._bits.values())
 
