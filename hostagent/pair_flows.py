@@ -270,8 +270,14 @@ class PairFlows:
         begin = yield Call(
             None,
             "mirror.resync",
-            {"group": group.name, "mirror": name, "common": fork.sequence, "extents": extents},
-            60.0,
+            {
+                "group": group.name,
+                "mirror": name,
+                "common": fork.sequence,
+                "extents": extents,
+                "journal_damaged": follows and theirs.fetch is not None and theirs.fetch.state == "lost",
+            },
+            300.0,
         )
         yield from self._follow(group, name, begin)
         size = sum(extent[2] for extent in extents)

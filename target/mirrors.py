@@ -16,7 +16,7 @@ from target.bitmap import BitmapStore, DifferentialBitmap, Extent
 from target.errors import IntegrityError, OperatorError
 from target.journal.record import RecordType, SequenceNumber
 from target.journal.ring import Journal
-from target.journal.scan import RingReader, walk
+from target.journal.scan import RingReader, walk_headers
 from target.journal.superblock import MirrorEntry, MirrorState, Position
 from target.scheduler import Scheduler
 
@@ -49,17 +49,18 @@ class Mirror:
 def changed_extents(reader: RingReader, start: Position, end: Position, group_id: bytes) -> list[Extent]:
     """The extents that the records between two boundaries write: (volume, offset, length), in order.
 
-    Blocks. Raises IntegrityError when the journal cannot be read from boundary to boundary.
+    The headers say that, so damaged data do no harm. Blocks. Raises IntegrityError when the headers cannot be
+    read from boundary to boundary.
     """
     extents: list[Extent] = []
     last = start.sequence
-    for pack in walk(reader, start, end.lsn, group_id):
+    for header, _ in walk_headers(reader, start, end.lsn, group_id):
         extents += [
             (record.volume, record.offset, record.length)
-            for record in pack.header.descriptors()
+            for record in header.descriptors()
             if record.type in _CHANGES
         ]
-        last = pack.header.last_sequence
+        last = header.last_sequence
     if last != end.sequence:
         raise IntegrityError(
             f"the journal cannot be read from record {start.sequence} to {end.sequence}: it ends at {last}"

@@ -15,6 +15,7 @@ from target.group import Access, ConsistencyGroup
 from target.histories import begin_epoch, when_durable, when_room
 from target.journal.record import Lsn, SequenceNumber
 from target.journal.superblock import MirrorState, Role
+from target.mirrors import changed_extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,53 @@ def _add(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
 
 
 def resync_mirror(
-    group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
+    group: ConsistencyGroup,
+    name: str,
+    common: SequenceNumber,
+    extents: Sequence[Extent],
+    done: Began,
+    *,
+    journal_damaged: bool = False,
 ) -> None:
     """Resume a pair whose secondary shares our history up to `common` and wrote `extents` on its own.
 
-    The journal if it still reaches back to `common`, else the bitmap. Raises ConflictError when neither
-    covers it.
+    The journal if it still reaches back to `common`, else the bitmap. With `journal_damaged`, the secondary
+    could not take what the journal holds behind `common`: its blocks are copied instead. Raises ConflictError
+    when nothing covers it.
     """
     _check_primary(group)
-    _when_ready(group, done, lambda: _resync(group, name, common, extents, done))
+    if journal_damaged:
+        _when_ready(group, done, lambda: _resync_by_blocks(group, name, common, extents, done))
+    else:
+        _when_ready(group, done, lambda: _resync(group, name, common, extents, done))
+
+
+def _resync_by_blocks(
+    group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
+) -> None:
+    """Copy what the journal's headers say was written behind `common`, and follow from the end on."""
+    journal = group.journal
+    start, end = journal.keeps_from(common), journal.head
+    if start is None or name not in group.mirrors.table:
+        _resync(group, name, common, extents, done)
+        return
+    reader, group_id = journal.reader(), journal.superblock.group_id
+
+    def collected(written: list[Extent] | None, error: Exception | None) -> None:
+        if written is None:
+            done(
+                None,
+                ConflictError(
+                    f"the journal is damaged behind record {common}, and what was written there is not known "
+                    f"({error}). Delete the pair and create it again (a full copy)",
+                    secondary=common,
+                ),
+            )
+            return
+        # What was written meanwhile is in the journal, or was discarded from it and marked.
+        _when_ready(group, done, lambda: _resync(group, name, end.sequence, [*extents, *written], done))
+
+    group.scheduler.submit(group.lane, lambda: changed_extents(reader, start, end, group_id), collected)
 
 
 def _resync(

@@ -174,12 +174,16 @@ class ReportMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResyncMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The secondary shares the history up to `common` and wrote `extents` on its own."""
+    """The secondary shares the history up to `common` and wrote `extents` on its own.
+
+    `journal_damaged`: it could not take what our journal holds behind `common`.
+    """
 
     group: str
     mirror: str
     common: int
     extents: Extents
+    journal_damaged: bool = False
 
 
 class MarkMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -246,7 +246,12 @@ class Operations:
     def _resync_mirror(self, params: ResyncMirror, reply: Reply) -> None:
         group = self._engine.group(params.group)
         resync_mirror(
-            group, params.mirror, SequenceNumber(params.common), params.extents, _answer_begin(reply)
+            group,
+            params.mirror,
+            SequenceNumber(params.common),
+            params.extents,
+            _answer_begin(reply),
+            journal_damaged=params.journal_damaged,
         )
 
     def _report_mirror(self, params: ReportMirror, reply: Reply) -> None:

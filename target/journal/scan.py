@@ -88,6 +88,17 @@ def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> 
 
     Checks header, place, chain and data. The caller compares where it ended with where it should have.
     """
+    for header, end in walk_headers(reader, start, end_lsn, group_id):
+        view = reader.view(header.lsn, header.total_length)
+        if check_data(header, view) is not None:
+            return
+        yield Pack(header, view, end)
+
+
+def walk_headers(
+    reader: RingReader, start: Position, end_lsn: int, group_id: bytes
+) -> Iterator[tuple[PackHeader, Position]]:
+    """The same without the data: for who wants to know what was written where, and not what."""
     position = start
     while position.lsn < end_lsn:
         header = decode_header(reader.view(position.lsn, BLOCK_BYTES))
@@ -98,11 +109,8 @@ def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> 
             continue
         if header.previous_digest != position.digest:
             return
-        view = reader.view(position.lsn, header.total_length)
-        if check_data(header, view) is not None:
-            return
         position = behind(header)
-        yield Pack(header, view, position)
+        yield header, position
 
 
 def behind(header: PackHeader) -> Position:

@@ -114,6 +114,11 @@ class History:
         self._clock += 1
         return self._clock
 
+    @property
+    def last_sequence(self) -> int:
+        """Of the newest write."""
+        return self._last_sequence
+
     # -- what a writer tells --
 
     def submit(self, volume: str, block: int, count: int, fua: bool) -> Write | None:
