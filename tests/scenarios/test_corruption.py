@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.scenarios.checks import check_equal, check_secondary
+import pytest
+
+from target.iscsi.client import ScsiError
+from tests.scenarios.checks import check_equal, check_secondary, take_over
 from tests.scenarios.history import BLOCK_BYTES, History, stamp
 from tests.scenarios.load import Load
 from tests.scenarios.site_lab import GROUP, SiteLab, seed
@@ -78,3 +81,33 @@ def test_damage_to_a_stopped_primary_reaches_no_secondary(lab: SiteLab) -> None:
     lab.join()
     check_refused(lab, history)
     check_resumed(lab, history)
+
+
+def test_a_primary_whose_journal_cannot_be_recovered_serves_nothing(lab: SiteLab) -> None:
+    """What was durable and not yet on the data volumes is damaged: nothing is guessed; the other site serves."""
+    history = History(lab.blocks)
+    content = write_unshipped(lab, history)
+    lab.kill("a")  # before the next checkpoint: recovery begins in front of the damage
+    damage(lab, "a", content)
+    lab.up()
+    state = lab.ask("a", "group.status")
+    assert state["access"] == "failed"
+    assert "was durable, but its data is wrong" in state["reason"]
+    assert "Take over at a peer" in state["reason"]
+    assert lab.status("a")["status"] == "PSUE"
+    with lab.connect("a", "data") as client:
+        for attempt in (lambda: client.read(0, 1), lambda: client.write(0, bytes(BLOCK_BYTES)), client.flush):
+            with pytest.raises(ScsiError, match=r"MEDIUM ERROR|HARDWARE ERROR"):
+                attempt()
+    lab.join()
+    take_over(lab, history, "b", {})
+    with Load(lab, "b", history, seed=seed()) as load:
+        load.wait_acknowledged(50)
+        # The way back for a site whose journal volume is lost: a new one, and everything copied once.
+        lab.kill("a")
+        Path(lab.describe("a")["journals"][GROUP]).unlink()
+        lab.up()
+        lab.wait_link("b", "a")
+        lab.replctl("b", "pair", "delete", "group1", "--secondary", "a", "--wait")
+        lab.replctl("b", "pair", "create", "group1", "--secondary", "a", "--wait")
+    check_equal(lab, history, "b", "a")
