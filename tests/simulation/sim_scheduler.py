@@ -71,8 +71,11 @@ class SimClock:
 class SimScheduler:
     """One process's view of the clock; `kill` ends the process."""
 
-    def __init__(self, clock: SimClock) -> None:
+    def __init__(self, clock: SimClock, wall_offset_seconds: float = 0.0) -> None:
         self._clock = clock
+        self._wall_offset_seconds = wall_offset_seconds
+        self.slowness = 1.0
+        """Work that blocks takes so many times as long."""
         self._append: list[Callable[[], None]] = []
         self._send: list[Callable[[], None]] = []
         self._turn_planned = False
@@ -82,7 +85,7 @@ class SimScheduler:
         return self._clock.now
 
     def wall_ns(self) -> int:
-        return WALL_START_NS + int(self._clock.now * 1e9)
+        return WALL_START_NS + int((self._clock.now + self._wall_offset_seconds) * 1e9)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self.call_later(0.0, call)
@@ -117,7 +120,7 @@ class SimScheduler:
         self, lane: str, work: Callable[[], T], done: Callable[[T | None, Exception | None], None]
     ) -> None:
         start = max(self._clock.now, self._lane_free_at.get(lane, 0.0))
-        run_at = start + self._clock.random.uniform(0.00005, 0.003)
+        run_at = start + self._clock.random.uniform(0.00005, 0.003) * self.slowness
         done_at = run_at + self._clock.random.uniform(0.0, 0.001)
         if lane != "read":
             self._lane_free_at[lane] = done_at

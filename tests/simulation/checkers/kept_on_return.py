@@ -1,0 +1,9 @@
+"""To be written."""
+
+from __future__ import annotations
+
+from tests.simulation.checkers.base import Checker
+
+
+class KeptOnReturn(Checker):
+    pass
