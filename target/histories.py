@@ -6,6 +6,7 @@ wrote on its own (`changed_since`), and that part of its journal has been export
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from target.bitmap import Extent
 from target.errors import ConflictError, IntegrityError, OperatorError
 from target.group import Access, ConsistencyGroup
 from target.journal.record import (
+    NO_DIGEST,
     RESTORABLE,
     EpochStart,
     MarkerKind,
@@ -23,7 +25,7 @@ from target.journal.record import (
 )
 from target.journal.ring import NewRecord
 from target.journal.scan import RingReader, walk
-from target.journal.superblock import Flag, MirrorState, Position, Role
+from target.journal.superblock import Flag, MirrorState, Position, RestoredMarker, Role
 from target.mirrors import changed_extents
 from target.overlay import ZERO, Generation
 
@@ -72,6 +74,7 @@ def settle(group: ConsistencyGroup, done: Done) -> None:
             and journal.superblock.checkpoint_sequence == journal.head.sequence
             and background.idle
             and not group.write_path.committing
+            and not group.write_path.holding
             and not group.mirrors.discarding
         )
 
@@ -83,13 +86,37 @@ def settle(group: ConsistencyGroup, done: Done) -> None:
 
 
 def when_durable(group: ConsistencyGroup, done: Done) -> None:
-    """Wait until the journal and its superblock, as they are now, are on the medium."""
+    """Wait until the journal and its superblock, as they are now, are on the medium.
+
+    What is appended and changed meanwhile is not waited for: hosts may write all the time.
+    """
+    group.write_path.end_turn()
+    journal = group.journal
+    lsn, generation = journal.head.lsn, journal.wanted_generation
     wait_until(
         group,
-        lambda: not group.write_path.committing and not group.journal.commit_needed,
+        lambda: journal.durable.lsn >= lsn and journal.durable_generation >= generation,
         lambda: group.write_path.commit(urgent=True),
         done,
     )
+
+
+def exclusively(group: ConsistencyGroup, what: str, done: Done) -> Done | None:
+    """Begin a change of the role: what to call at its end; None when another is under way, and `done` was
+    told.
+    """
+    if group.changing:
+        done(ConflictError(f"{group.changing} is under way for group {group.name!r}: wait for it"))
+        return None
+    group.changing = what
+    group.changed()
+
+    def ended(error: Exception | None) -> None:
+        group.changing = ""
+        group.changed()
+        done(error)
+
+    return ended
 
 
 def when_room(group: ConsistencyGroup, done: Done) -> None:
@@ -127,12 +154,20 @@ def promote(
             )
         )
         return
+    if superblock.role is Role.SECONDARY and not superblock.flags & Flag.CONSISTENT:
+        # Whoever asked may have looked before this site began to follow: what it would serve is no point of
+        # any history.
+        done(OperatorError(f"the copy to group {group.name!r} is not complete: it cannot be served"))
+        return
+    ended = exclusively(group, "a takeover", done)
+    if ended is None:
+        return
     journal, background = group.journal, group.background
     group.receiving = False
 
     def refused(error: Exception | None) -> None:
         group.receiving = background.following
-        done(error)
+        ended(error)
 
     def paused() -> None:
         start, end, reader = background.applied, journal.head, journal.reader()
@@ -164,15 +199,16 @@ def promote(
 
     def begun(error: Exception | None) -> None:
         if error is None:
+            group.fenced = None
             group.set_access(Access.SERVE)
             background.poke(freeze=True)
-        done(error)
+        ended(error)
 
     def durable(error: Exception | None) -> None:
         if error is not None:
             refused(error)
         else:
-            background.when_idle(paused)
+            background.when_idle(paused, refused)
 
     when_room(group, durable)
 
@@ -234,7 +270,14 @@ def unapplied(
 
 
 def demote(group: ConsistencyGroup, done: Done) -> None:
-    """No pair any more: serve, journal for our own safety, forget all mirrors."""
+    """No pair any more: serve, journal for our own safety, forget all mirrors.
+
+    A copy that was not complete is a point of nobody's history: what it is from here on begins a history of
+    its own, so that no resync ever takes it for a part of the old one.
+    """
+    ended = exclusively(group, "the end of a pair", done)
+    if ended is None:
+        return
     for name in list(group.base_copies):
         group.stop_copy(name)
 
@@ -243,22 +286,45 @@ def demote(group: ConsistencyGroup, done: Done) -> None:
             group.background.following = group.receiving = False
             group.background.restart()
         group.mirrors.clear()
+        if group.role is Role.SECONDARY and not group.journal.superblock.flags & Flag.CONSISTENT:
+            _begin_anew(group)
         flags = group.journal.superblock.flags & ~(Flag.PROMISED | Flag.SUPERSEDED)
         group.journal.change_superblock(role=Role.SIMPLEX, flags=flags | Flag.CONSISTENT, primary="")
         when_durable(group, finished)
 
     def finished(error: Exception | None) -> None:
         if error is None:
+            group.fenced = None
             group.set_access(Access.SERVE)
-        done(error)
+        ended(error)
 
     def settled(error: Exception | None) -> None:
         if error is not None:
-            done(error)
+            ended(error)
         else:
-            group.background.when_idle(paused)
+            group.background.when_idle(paused, ended)
 
-    settle(group, settled)
+    if group.background.following:
+        settle(group, settled)
+    else:  # hosts write: there is no moment at which all is applied, and nothing that would need it
+        paused()
+
+
+def _begin_anew(group: ConsistencyGroup) -> None:
+    """Everything is on the volumes: go on as a group that was just made, under an id that no other has."""
+    journal = group.journal
+    last = journal.head
+    name = b"left" + journal.superblock.group_id + group.settings.site.encode() + last.digest
+    journal.restart_at(SequenceNumber(0), NO_DIGEST)
+    journal.change_superblock(
+        group_id=hashlib.sha256(name).digest()[:16],
+        epochs=(),
+        epoch=0,
+        reign=0,
+        restored_marker=RestoredMarker(),
+    )
+    group.forget_pair()
+    group.background.restart()
 
 
 def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
@@ -266,19 +332,20 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
 
     Our own journal is dropped; it is on the volumes by then.
     """
+    ended = exclusively(group, "the beginning of a pair", done)
+    if ended is None:
+        return
     group.set_access(Access.READ_ONLY, f"secondary of {history.primary}")
     group.receiving = False
-    for name in list(group.base_copies):
-        group.stop_copy(name)
-    if group.verify_pass is not None:
-        group.verify_pass.stop()
+    _stop_feeding(group)
     group.background.restore_limit = None
 
     def paused() -> None:
         journal = group.journal
-        journal.restart_at(history.sequence, history.digest)
-        flags = Flag.CONSISTENT if history.consistent else Flag(0)
+        # A copy that was not complete here is not completed by following on.
+        flags = Flag.CONSISTENT if history.consistent and group.consistent else Flag(0)
         epochs = history.epochs
+        journal.restart_at(history.sequence, history.digest)
         journal.change_superblock(
             role=Role.SECONDARY,
             group_id=history.group_id,
@@ -290,19 +357,21 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
             mirrors=(),
         )
         group.forget_pair()
-        group.background.following = group.receiving = True
+        group.background.following = True
         group.background.restart()
         when_durable(group, followed)
 
     def followed(error: Exception | None) -> None:
-        group.changed()
-        done(error)
+        if error is None:  # before this, the old superblock stood, and the ring was not to be overwritten
+            group.receiving = True
+            group.fenced = None
+        ended(error)
 
     def settled(error: Exception | None) -> None:
         if error is not None:
-            done(error)
+            ended(error)
         else:
-            group.background.when_idle(paused)
+            group.background.when_idle(paused, ended)
 
     settle(group, settled)
 
@@ -385,6 +454,11 @@ def export_since(
             for pack in walk(reader, start, end.lsn, group_id):
                 file.write(pack.view)
                 count += pack.header.record_count
+            if start.sequence + count != end.sequence:
+                raise IntegrityError(
+                    f"the journal cannot be read behind record {start.sequence + count}: what this site wrote "
+                    f"alone up to record {end.sequence} could not be kept"
+                )
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -400,14 +474,51 @@ def export_since(
 
 def quiesce(group: ConsistencyGroup, done: Callable[[Position | None, Exception | None], None]) -> None:
     """Let writes wait, promise to serve none before the takeover's outcome, say where the journal ends."""
-    group.set_access(Access.HOLD, "a planned takeover by a peer is under way")
-    for name in list(group.base_copies):
-        group.stop_copy(name)
-    group.write_path.end_turn()
-    group.mark(MarkerKind.SPLIT, "takeover")
-    group.set_flag(Flag.PROMISED, True)
 
-    def durable(error: Exception | None) -> None:
+    def answer(error: Exception | None) -> None:
         done(group.journal.durable if error is None else None, error)
 
-    when_durable(group, durable)
+    ended = exclusively(group, "a promise to a peer", answer)
+    if ended is None:
+        return
+    group.set_access(Access.HOLD, "a planned takeover by a peer is under way")
+    _stop_feeding(group)
+
+    def room(error: Exception | None) -> None:
+        if error is not None:
+            ended(error)
+            return
+        group.mark(MarkerKind.SPLIT, "takeover")
+        group.set_flag(Flag.PROMISED, True)
+        when_durable(group, ended)
+
+    when_room(group, room)  # what waited for space was obtained before: it belongs to this history
+
+
+def fence(group: ConsistencyGroup, done: Done) -> None:
+    """Stand still: take no writes, from hosts or from a primary, until `follow`, `unfence` or a restart."""
+    ended = exclusively(group, "fencing", done)
+    if ended is None:
+        return
+    if group.fenced is None:
+        group.fenced = group.access
+    group.receiving = False
+    _stop_feeding(group)
+    group.set_access(Access.READ_ONLY, "the primary merges what this site wrote into its history")
+    when_durable(group, ended)
+
+
+def unfence(group: ConsistencyGroup) -> None:
+    """The merge did not come about: go on as before."""
+    if group.fenced is None or group.changing:
+        return
+    access, group.fenced = group.fenced, None
+    group.receiving = group.background.following
+    group.set_access(access, group.reason if access is Access.READ_ONLY else "")
+
+
+def _stop_feeding(group: ConsistencyGroup) -> None:
+    for name in list(group.base_copies):
+        group.stop_copy(name)
+    if group.verify_pass is not None:
+        group.verify_pass.stop()
