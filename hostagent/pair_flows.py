@@ -122,8 +122,8 @@ class PairFlows:
         self._manager.log(group.name, "pair create", f"{site} is a secondary now: {new}", mirror=site)
         return {"changed": True}
 
-    def _follow(self, group: Group, site: str, begin: dict[str, Any]) -> Flow:
-        """Tell a site from which record on it follows us."""
+    def _follow(self, group: Group, site: str, begin: dict[str, Any], *, latest: int = -1) -> Flow:
+        """Tell a site from which record on it follows us, if it has written nothing since `latest`."""
         mine: GroupState = (yield from self._own(group))["state"]
         params = {
             "group": group.name,
@@ -133,6 +133,7 @@ class PairFlows:
             "sequence": begin["sequence"],
             "digest": begin["digest"],
             "consistent": begin["consistent"],
+            "latest": latest,
         }
         return (yield Call(site, "pair.follow", params, 90.0))
 
@@ -256,6 +257,24 @@ class PairFlows:
                 return {"changed": False}
             if state not in ("PAIR", "PFUL", "COPY"):
                 next_state(state, Event.RESYNC)
+        damaged = follows and theirs.fetch is not None and theirs.fetch.state == "lost"
+        # What it writes from here on would be in no list and in no export: it stands still until it follows.
+        yield Call(name, "pair.fence", {"group": group.name}, 60.0)
+        try:
+            return (yield from self._merge(group, name, damaged=damaged))
+        except ReplctlError:
+            try:
+                yield Call(name, "pair.unfence", {"group": group.name}, 10.0)
+            except ReplctlError as error:
+                self._manager.log(
+                    group.name, "pair resync", f"{name} stays fenced until it restarts: {error}"
+                )
+            raise
+
+    def _merge(self, group: Group, name: str, *, damaged: bool) -> Flow:
+        """Mark what a fenced site wrote alone, and have it follow from where the histories part."""
+        mine: GroupState = (yield from self._own(group))["state"]
+        theirs: GroupState = (yield from self._peer(group, name))["state"]
         fork = fork_point(mine, theirs)
         yield from self._check_fork(group, name, fork)
         extents: list[list[int]] = []
@@ -275,11 +294,11 @@ class PairFlows:
                 "mirror": name,
                 "common": fork.sequence,
                 "extents": extents,
-                "journal_damaged": follows and theirs.fetch is not None and theirs.fetch.state == "lost",
+                "journal_damaged": damaged,
             },
             300.0,
         )
-        yield from self._follow(group, name, begin)
+        yield from self._follow(group, name, begin, latest=theirs.latest)
         size = sum(extent[2] for extent in extents)
         self._manager.log(
             group.name,
@@ -461,16 +480,16 @@ class PairFlows:
         yield from self._own(group)
         yield Wait(
             lambda: (
-                group.state is not None
-                and group.state.verify is not None
-                and group.state.verify.last_sequence is not None
+                group.state is not None and (group.state.verify is None or not group.state.verify.running)
             ),
             "appending the digests",
             3600.0,
         )
         assert group.state is not None
-        assert group.state.verify is not None
-        return {"sequence": group.state.verify.last_sequence, "extents": group.state.verify.extents_total}
+        check = group.state.verify
+        if check is None or check.last_sequence is None:  # a restart, or another role, ended it
+            raise PeerError(f"verifying group {group.name!r} broke off: {group.state.role} now; verify again")
+        return {"sequence": check.last_sequence, "extents": check.extents_total}
 
 
 def _check_volumes(mine: GroupState, theirs: GroupState, site: str) -> None:
