@@ -188,6 +188,8 @@ class CopyManager:
             self._on_peer_state(group, site, params)
         if group.state is None or not self.target_up or self.flows.doing(group.name) == TAKEOVER:
             return {}
+        if group.state.changing:
+            return {}
         return {"state": msgspec.to_builtins(group.state)}
 
     def _on_peer_state(self, group: Group, site: str, result: Result) -> None:

@@ -60,5 +60,7 @@ class Group:
     advanced_to: int = 0
     link_reason: str = ""
     conflict: str = ""
+    promised_to: str = ""
+    """The peer that a planned takeover was promised to; '' when that is not known any more."""
     mirror_states: dict[str, str] = field(default_factory=dict)
     pairs_saved_at: float = 0.0

@@ -213,6 +213,8 @@ def _refusal(
         )
     if force:
         return None
+    if planned and primary is not None and primary.promised:
+        return f"a takeover of {mine.name!r} from {mine.primary!r} is under way already: wait for its outcome"
     if not reachable:
         return (
             f"the primary {mine.primary!r} cannot be asked: if it is gone for certain, use --force, "

@@ -16,7 +16,7 @@ from hostagent.known import Group
 from hostagent.pair_flows import PairFlows
 from hostagent.rpc import Params, Reply
 from hostagent.status import group_status, pair_status
-from target.errors import OperatorError, ReplctlError
+from target.errors import ConflictError, OperatorError, ReplctlError
 
 Operation = Callable[[str, Params, Reply], None]
 
@@ -53,6 +53,8 @@ class Requests:
             "pair.follow": self._follow,
             "pair.split": self._peer_split,
             "pair.release": self._release,
+            "pair.fence": self._fence,
+            "pair.unfence": self._to_target("group.unfence"),
             "pair.export": self._export,
             "pair.changed": self._to_target("group.changed"),
             "takeover.quiesce": self._quiesce,
@@ -189,19 +191,25 @@ class Requests:
 
     def _follow(self, peer: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
-        state = self._manager.state_of(group)
-        if (
-            state.role == "primary"
-            and not state.primary
-            and state.mirrors
-            and not self._handed_over(group, peer)
-        ):
-            raise OperatorError(
-                f"{self._environment.site} reigns over group {group.name!r} and follows nobody"
-            )
+        self._may_follow(group, peer)
         self._manager.log(group.name, "follow", f"follows {peer} from record {params['sequence']} on")
         group.announced = None
         self._ask_target("group.follow", {**params, "primary": peer}, reply)
+
+    def _fence(self, peer: str, params: Params, reply: Reply) -> None:
+        """The primary is about to merge what we wrote alone: stand still."""
+        group = self._group(params)
+        self._may_follow(group, peer)
+        self._ask_target("group.fence", {"group": group.name}, reply, 60.0)
+
+    def _may_follow(self, group: Group, peer: str) -> None:
+        """OperatorError when this site reigns, and nobody took that from it."""
+        state = self._manager.state_of(group)
+        reigns = state.role == "primary" and not state.primary and state.mirrors
+        if reigns and not self._handed_over(group, peer):
+            raise OperatorError(
+                f"{self._environment.site} reigns over group {group.name!r} and follows nobody"
+            )
 
     def _handed_over(self, group: Group, peer: str) -> bool:
         """We promised the role, or the peer reigns in a newer epoch."""
@@ -253,6 +261,11 @@ class Requests:
     def _quiesce(self, peer: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
         state = self._manager.state_of(group)
+        if state.promised and group.promised_to not in ("", peer):
+            raise ConflictError(
+                f"{group.promised_to} takes over group {group.name!r} already: wait for its outcome",
+                promised_to=group.promised_to,
+            )
         if not any(mirror.name == peer for mirror in state.mirrors):
             raise OperatorError(
                 f"{peer!r} is no mirror of group {group.name!r} at {self._environment.site!r}"
@@ -260,6 +273,7 @@ class Requests:
         self._manager.log(group.name, "takeover", f"{peer} takes over: writes wait from here on")
         # What peers said before this, also on behalf of a takeover that broke off, confirms nothing any more.
         group.confirm_since = None
+        group.promised_to = peer
 
         def answer(result: Any = None, error: ReplctlError | None = None) -> None:
             reply({**result, "epoch": state.epoch} if result is not None else None, error)
@@ -268,6 +282,10 @@ class Requests:
 
     def _abort(self, peer: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
+        state = self._manager.state_of(group)
+        if state.superseded or not state.promised or group.promised_to not in ("", peer):
+            reply({})  # somebody else took over meanwhile, or it was undone before
+            return
         self._manager.log(group.name, "takeover", f"{peer} did not take over: this site serves again")
         access = {"group": group.name, "access": "serve", "reason": "", "superseded": False}
         self._ask_target("group.access", access, reply, 10.0)

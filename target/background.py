@@ -67,7 +67,9 @@ class Background:
         """The pack boundary up to which everything is on the data volumes (perhaps not durably)."""
         self.applied_sequence = superblock.checkpoint_sequence
         self.failure: Exception | None = None
-        self._when_idle: Callable[[], None] | None = None
+        self._when_idle: list[tuple[Callable[[], None], Callable[[Exception], None]]] = []
+        self.verify_from = SequenceNumber(0)
+        """What is restored up to here may be restored a second time: it cannot be compared."""
 
     # -- deciding --
 
@@ -75,10 +77,9 @@ class Background:
         """Something may be there to do: the journal grew durable, space is short, or time has passed."""
         if self.failure is not None:
             return
-        if self._when_idle is not None:
+        if self._when_idle:
             if self.idle:
-                call, self._when_idle = self._when_idle, None
-                call()
+                self._when_idle.pop(0)[0]()
             return
         if not self._working:
             grown = self._journal.head.lsn - self._overlay.current.start_lsn >= _FREEZE_BYTES
@@ -141,6 +142,7 @@ class Background:
             journal.superblock.group_id,
             own_reign=None if self.following else journal.superblock.reign,
             verify=self.following and bool(journal.superblock.flags & Flag.CONSISTENT),
+            verify_from=self.verify_from,
         )
         reader, volumes = journal.reader(self._arena), self._volumes
         self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)
@@ -164,16 +166,21 @@ class Background:
         _log.error("applying the journal stopped behind record %d: %s", self.applied_sequence, error)
         self.failure = error
         self._on_failed(error)
+        waiting, self._when_idle = self._when_idle, []
+        for _, failed in waiting:
+            failed(error)
 
     @property
     def idle(self) -> bool:
         """Nothing is on its way to the data volumes."""
         return not self._working and not self._checkpointing
 
-    def when_idle(self, call: Callable[[], None]) -> None:
-        """Begin nothing new; call when nothing is under way, and go on after that."""
-        assert self._when_idle is None
-        self._when_idle = call
+    def when_idle(self, call: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+        """Begin nothing new; call when nothing is under way, and go on after that. Or `failed`, for ever."""
+        if self.failure is not None:
+            failed(self.failure)
+            return
+        self._when_idle.append((call, failed))
         self.poke()
 
     # -- checkpoint --
@@ -185,6 +192,9 @@ class Background:
     def _checkpoint_if_due(self) -> None:
         if self._checkpointing or not self._checkpoint_wanted:
             return
+        oldest = self._overlay.frozen or self._overlay.current
+        if not self.following and oldest and self.applied.lsn > oldest.start_lsn:
+            return  # part of it is on the volumes, and reads still look for all of it in the ring
         journal = self._journal
         waiting = self.applied.lsn - journal.superblock.checkpoint_lsn
         if (

@@ -41,8 +41,10 @@ class _Feeder:
         journal: Journal,
         write_path: WritePath,
         reading: Reading,
+        mirrors: Mirrors,
         on_change: Callable[[], None],
     ) -> None:
+        self._mirrors = mirrors
         self._scheduler = scheduler
         self._journal = journal
         self._write_path = write_path
@@ -72,7 +74,7 @@ class _Feeder:
             return
         journal = self._journal
         crowded = (
-            journal.used_bytes * 100 > journal.superblock.ring_bytes * _RING_USED_PERCENT_MAX
+            self._mirrors.flowing_bytes() * 100 > journal.superblock.ring_bytes * _RING_USED_PERCENT_MAX
             or journal.undurable_bytes > _UNDURABLE_BYTES_MAX
         )
         if crowded:
@@ -107,13 +109,12 @@ class BaseCopy(_Feeder):
         journal: Journal,
         write_path: WritePath,
         reading: Reading,
+        mirrors: Mirrors,
         on_change: Callable[[], None],
         *,
-        mirrors: Mirrors,
         mirror: Mirror,
     ) -> None:
-        super().__init__(scheduler, journal, write_path, reading, on_change)
-        self._mirrors = mirrors
+        super().__init__(scheduler, journal, write_path, reading, mirrors, on_change)
         self._mirror = mirror
         self._undurable: deque[tuple[int, list[Extent]]] = deque()
         self._extents: Iterator[Extent] = iter(())
@@ -202,12 +203,13 @@ class VerifyPass(_Feeder):
         journal: Journal,
         write_path: WritePath,
         reading: Reading,
+        mirrors: Mirrors,
         on_change: Callable[[], None],
         *,
         volumes: list[tuple[int, int]],
         bytes_per_second: int,
     ) -> None:
-        super().__init__(scheduler, journal, write_path, reading, on_change)
+        super().__init__(scheduler, journal, write_path, reading, mirrors, on_change)
         self._extents = deque(
             (volume, offset, min(VERIFY_EXTENT_BYTES, size - offset))
             for volume, size in volumes

@@ -39,7 +39,8 @@ from target.volume import Buffer, Request, VolumeError
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
-_MARKERS_MAX = 4096
+_MARKERS_MAX = 65536
+_MISMATCHES_MAX = 4096
 _NOTIFY_SECONDS = 0.01
 
 
@@ -116,6 +117,11 @@ class ConsistencyGroup:
         self.mismatches: list[Extent] = []
         self.redo_until = self.journal.head.sequence
         """After a crash a secondary's volumes may be ahead of the checkpoint; consistent from here on."""
+        self.background.verify_from = self.redo_until
+        self.changing = ""
+        """The change of role that is under way, one at a time."""
+        self.fenced: Access | None = None
+        """While a primary merges what we wrote into its history: the access we had before."""
         self._held: list[Callable[[], None]] = []
         self._listeners: list[Callable[[], None]] = []
         self._notify_pending = False
@@ -181,6 +187,9 @@ class ConsistencyGroup:
         if self.access is Access.FAILED:
             return
         self.access, self.reason = access, reason
+        if access is Access.READ_ONLY:
+            self.write_path.end_turn()
+            self.write_path.refuse_held(VolumeError.WRITE_PROTECTED)
         if access is not Access.HOLD:
             held, self._held = self._held, []
             for call in held:
@@ -257,9 +266,9 @@ class ConsistencyGroup:
             self.mirrors.move_tail()
         self.changed()
 
-    def _full(self) -> None:
+    def _full(self, needed_bytes: int) -> None:
         self.background.make_space()
-        self.mirrors.move_tail()
+        self.mirrors.move_tail(needed_bytes)
 
     def _restored(self, result: Restored) -> None:
         if self.background.following:
@@ -277,12 +286,12 @@ class ConsistencyGroup:
             self.verified_sequence = result.verified_sequence
             for extent in result.mismatches:
                 _log.error("verify: volume %d differs at %d+%d", extent.volume, extent.offset, extent.length)
-            self.mismatches += result.mismatches
+            self.mismatches = [*self.mismatches, *result.mismatches][-_MISMATCHES_MAX:]
 
     def _checkpointed(self) -> None:
         if self.role is Role.SECONDARY:
             self.journal.change_superblock(restored_marker=self.restored_marker)
-        self.mirrors.move_tail()
+        self.mirrors.move_tail(self.write_path.held_bytes)
 
     def _tail_moved(self) -> None:
         self.write_path.commit(urgent=self.write_path.holding)
@@ -365,8 +374,8 @@ class ConsistencyGroup:
             self.journal,
             self.write_path,
             self.reading,
+            self.mirrors,
             self.changed,
-            mirrors=self.mirrors,
             mirror=mirror,
         )
         self.base_copies[mirror.name] = copy
@@ -388,7 +397,9 @@ class ConsistencyGroup:
         """Go on with base copies that a restart, or a takeover that did not happen, interrupted."""
         if self.role is Role.PRIMARY and self.access is not Access.FAILED:
             for mirror in self.mirrors.table.values():
-                if copies(mirror) and mirror.name not in self.base_copies:
+                if mirror.entry.state is MirrorState.PAIR and mirror.bitmap:
+                    self.repair(mirror)
+                elif copies(mirror) and mirror.name not in self.base_copies:
                     self.start_copy(mirror)
 
     def suspend(self, mirror: Mirror, state: MirrorState, reason: str) -> None:
@@ -426,6 +437,7 @@ class ConsistencyGroup:
                 self.journal,
                 self.write_path,
                 self.reading,
+                self.mirrors,
                 self.changed,
                 volumes=[(volume.id, volume.size_bytes) for volume in self.volumes],
                 bytes_per_second=self.settings.verify_bytes_per_second,
@@ -444,7 +456,7 @@ class ConsistencyGroup:
         self.verified_extents = 0
         self.verified_sequence = SequenceNumber(0)
         self.restored_marker = RestoredMarker()
-        self.redo_until = self.journal.head.sequence
+        self.redo_until = self.background.verify_from = self.journal.head.sequence
 
     def receive(self, packs: list[tuple[PackHeader, Buffer]], epochs: list[EpochStart]) -> None:
         """Append packs that came over the SAN link and were checked; raises OSError.
@@ -453,6 +465,11 @@ class ConsistencyGroup:
         """
         if not self.receiving:
             raise PeerError(f"group {self.name!r} follows nobody any more")
+        first, head = packs[0][0], self.journal.head
+        if first.first_sequence != head.sequence + 1 or first.previous_digest != head.digest:
+            raise PeerError(
+                f"group {self.name!r}: the journal went on elsewhere, behind record {head.sequence}"
+            )
         self.journal.receive(packs)
         for start in epochs:
             if (start.epoch, start.reign) != (self.journal.superblock.epoch, self.journal.superblock.reign):

@@ -159,8 +159,18 @@ class Mirrors:
         behind = journal.head.lsn - journal.boundary_before(mirror.entry.received).lsn
         return behind * 100 // journal.superblock.ring_bytes
 
-    def move_tail(self) -> None:
-        """Let go of what is checkpointed and received by all; discard and mark where space is short."""
+    def flowing_bytes(self) -> int:
+        """How much of the ring waits for the checkpoint and for the mirrors the journal goes to."""
+        journal = self._journal
+        needed = [mirror.entry.received for mirror in self.table.values() if mirror.flows]
+        keep = journal.boundary_before(min([journal.superblock.checkpoint_sequence, *needed]))
+        return journal.head.lsn - keep.lsn
+
+    def move_tail(self, needed_bytes: int = 0) -> None:
+        """Let go of what is checkpointed and received by all; discard and mark where space is short.
+
+        `needed_bytes` is what writes wait for.
+        """
         journal = self._journal
         if self._discarding:
             return
@@ -168,14 +178,15 @@ class Mirrors:
         needed = [mirror.entry.received for mirror in self.table.values()]
         keep = journal.boundary_before(min([checkpoint.sequence, *needed]))
         if keep.lsn > journal.superblock.tail.lsn:
-            # A mirror that had part of its records discarded is behind the tail: it keeps nothing back.
+            # A mirror that had part of its records discarded keeps the rest, too, until space is short.
             journal.move_tail(keep)
             self._save_table()
             self._on_tail_moved()
         used = journal.head.lsn - journal.superblock.tail.lsn
         ring = journal.superblock.ring_bytes
-        if used * 100 > ring * DISCARD_ABOVE_PERCENT and not self._throttle and checkpoint.lsn > keep.lsn:
-            wanted = journal.head.lsn - ring * DISCARD_DOWN_TO_PERCENT // 100
+        short = used * 100 > ring * DISCARD_ABOVE_PERCENT or used + needed_bytes > ring
+        if short and not self._throttle and checkpoint.lsn > keep.lsn:
+            wanted = journal.head.lsn - min(ring * DISCARD_DOWN_TO_PERCENT // 100, ring - needed_bytes)
             boundary = journal.index.before_lsn(min(wanted, checkpoint.lsn))
             if boundary is not None and boundary.lsn > journal.superblock.tail.lsn:
                 self._discard(min(boundary, checkpoint, key=lambda position: position.lsn))

@@ -26,6 +26,8 @@ from target.volume import Request, VolumeError
 _log = logging.getLogger(__name__)
 
 _APPEND_BYTES_MAX = 8 << 20
+_RING_PARTS = 16
+"""Writes are appended in parts of at most this part of the ring, so that a small ring has room for each."""
 
 
 class Entry(NamedTuple):
@@ -61,7 +63,7 @@ class WritePath:
         lane: str,
         commit_interval_seconds: float,
         on_durable: Callable[[], None],
-        on_full: Callable[[], None],
+        on_full: Callable[[int], None],
         on_failed: Callable[[OSError], None],
     ) -> None:
         self._scheduler = scheduler
@@ -72,6 +74,7 @@ class WritePath:
         self._on_durable = on_durable
         self._on_full = on_full
         self._on_failed = on_failed
+        self._part_bytes = min(_APPEND_BYTES_MAX, journal.superblock.ring_bytes // _RING_PARTS)
         self._turn: list[Entry] = []
         self._held: deque[list[Entry]] = deque()
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -110,10 +113,10 @@ class WritePath:
     def end_turn(self) -> None:
         """Append what was obtained in this turn; called by the loop, or by who needs it sooner."""
         turn, self._turn = self._turn, []
-        for part in _parts(turn):
+        for part in _parts(turn, self._part_bytes):
             if not self.failed and (self._held or not self._fits(part)):
                 self._held.append([_kept(entry) for entry in part])
-                self._on_full()
+                self._on_full(self.held_bytes)
             else:
                 self._append(part)
 
@@ -126,7 +129,20 @@ class WritePath:
         while self._held and (self.failed or self._fits(self._held[0])):
             self._append(self._held.popleft())
         if self._held:
-            self._on_full()
+            self._on_full(self.held_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the ring must have free before the first of the held writes can go on."""
+        if not self._held:
+            return 0
+        sizes = [len(entry.record.data) for entry in self._held[0] if entry.record is not None]
+        return self._journal.needed_bytes(len(sizes), sum(sizes))
+
+    def refuse_held(self, error: VolumeError) -> None:
+        """The writes that wait for space will not be taken any more."""
+        while self._held:
+            _fail(self._held.popleft(), error)
 
     def _append(self, entries: list[Entry]) -> bool:
         """Append to the journal, then acknowledge. False: all were refused."""
@@ -212,13 +228,13 @@ class WritePath:
         self.commit(urgent=bool(self._waiting) or self._commit_again)
 
 
-def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """The turn in pieces of about 8 MiB, so that each can find space; nearly always one."""
+def _parts(entries: list[Entry], part_bytes: int) -> Iterator[list[Entry]]:
+    """The turn in pieces, so that each can find space; nearly always one."""
     size = start = 0
     for index, entry in enumerate(entries):
         if entry.record is not None:
             size += len(entry.record.data)
-            if size > _APPEND_BYTES_MAX and index > start:
+            if size > part_bytes and index > start:
                 yield entries[start:index]
                 start, size = index, len(entry.record.data)
     if start < len(entries):
@@ -233,7 +249,7 @@ def _kept(entry: Entry) -> Entry:
     return entry._replace(record=record._replace(data=bytes(record.data)))
 
 
-def _fail(entries: list[Entry]) -> None:
+def _fail(entries: list[Entry], error: VolumeError = VolumeError.WRITE_FAILED) -> None:
     for entry in entries:
         if entry.request is not None:
-            entry.request.failed(VolumeError.WRITE_FAILED)
+            entry.request.failed(error)

@@ -130,6 +130,7 @@ def _resync(
     mirror = group.mirrors[name]
     group.stop_copy(name)
     position = journal.keeps_from(common)
+    reaches = position is not None
     if position is None:
         if mirror.entry.received > common:
             raise ConflictError(
@@ -142,10 +143,15 @@ def _resync(
     for volume, offset, length in extents:
         mirror.bitmap.mark(volume, offset, length)
     group.mirrors.update(
-        mirror, state=MirrorState.COPY, received=position.sequence, copy_complete=SequenceNumber(0)
+        mirror,
+        state=MirrorState.COPY,
+        # Until the secondary says that it follows, it has no more than before: this may have to be repeated.
+        received=common if reaches else mirror.entry.received,
+        copy_complete=SequenceNumber(0),
     )
     group.mirrors.save(mirror)
-    begin = Begin(position.sequence, position.digest, position.lsn, consistent=not mirror.bitmap)
+    consistent = reaches and not mirror.bitmap
+    begin = Begin(position.sequence, position.digest, position.lsn, consistent=consistent)
     _begin_copy(group, name, begin, done)
 
 

@@ -70,8 +70,8 @@ class Stretch:
     """What is to be restored: from a boundary (records up to `done` were restored before) to `limit` at most.
 
     `own_reign` is set on a primary: base and verify records of its own reign tell nothing new to its own
-    volumes. `verify` is off while a copy is not complete: what is not a point of the sequence yet cannot be
-    compared.
+    volumes. `verify` is off while a copy is not complete, and before `verify_from` it is, too: what is not a
+    point of the sequence cannot be compared.
     """
 
     start: Position
@@ -81,6 +81,7 @@ class Stretch:
     group_id: bytes
     own_reign: int | None
     verify: bool
+    verify_from: SequenceNumber = SequenceNumber(0)
 
 
 def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDevice]) -> Restored:
@@ -131,7 +132,7 @@ def _take(
         if record_type in RESTORABLE:
             batch.put(row)
         elif record_type == RecordType.VERIFY:
-            if stretch.verify:
+            if stretch.verify and sequence > stretch.verify_from:
                 result.bytes_written += batch.write()
                 batch.hold(pack.view)
                 _verify(pack, Descriptor._make(row), SequenceNumber(sequence), result, volumes)

@@ -96,6 +96,7 @@ class GroupState(msgspec.Struct, frozen=True):
     primary: str
     promised: bool
     superseded: bool
+    changing: str
     consistent: bool
     epoch: int
     reign: int
@@ -234,6 +235,8 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: int
     digest: str
     consistent: bool
+    latest: int = -1
+    """The last record the secondary had when what it wrote alone was collected; -1: it does not matter."""
 
 
 class PromotedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,16 +33,18 @@ from target.control.messages import (
 from target.control.server import Reply
 from target.control.state import epoch_start, group_state
 from target.engine import Engine
-from target.errors import OperatorError, ReplctlError
+from target.errors import ConflictError, OperatorError, ReplctlError
 from target.group import Access
 from target.histories import (
     History,
     changed_since,
     demote,
     export_since,
+    fence,
     follow,
     promote,
     quiesce,
+    unfence,
 )
 from target.journal.record import MarkerKind, SequenceNumber
 from target.journal.superblock import Flag, MirrorState, Position, Role
@@ -65,6 +67,8 @@ class Operations:
             "group.promote": (Promote, self._promote),
             "group.demote": (OfGroup, self._demote),
             "group.follow": (Follow, self._follow),
+            "group.fence": (OfGroup, self._fence),
+            "group.unfence": (OfGroup, self._unfence),
             "group.changed": (ChangedSince, self._changed),
             "group.export": (ExportSince, self._export),
             "group.verify": (OfGroup, self._verify),
@@ -152,8 +156,22 @@ class Operations:
         self._engine.stop_fetch(group)
         demote(group, _answer(reply))
 
+    def _fence(self, params: OfGroup, reply: Reply) -> None:
+        group = self._engine.group(params.group)
+        self._engine.stop_fetch(group)
+        fence(group, _answer(reply))
+
+    def _unfence(self, params: OfGroup, reply: Reply) -> None:
+        unfence(self._engine.group(params.group))
+        reply()
+
     def _follow(self, params: Follow, reply: Reply) -> None:
         group = self._engine.group(params.group)
+        if params.latest not in (-1, group.journal.head.sequence):
+            raise ConflictError(
+                f"group {group.name!r} was written meanwhile (record {group.journal.head.sequence}, not "
+                f"{params.latest}): resync again"
+            )
         self._engine.stop_fetch(group)
         history = History(
             params.primary,

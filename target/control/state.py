@@ -34,6 +34,7 @@ def group_state(group: ConsistencyGroup, fetch: Fetch | None) -> GroupState:
         primary=superblock.primary,
         promised=bool(superblock.flags & Flag.PROMISED),
         superseded=bool(superblock.flags & Flag.SUPERSEDED),
+        changing=group.changing,
         consistent=group.consistent,
         epoch=superblock.epoch,
         reign=superblock.reign,

@@ -146,7 +146,7 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     if epochs:
         superblock = replace(superblock, epochs=tuple(epochs), epoch=epochs[-1].epoch, reign=epochs[-1].reign)
     journal = Journal(device, superblock, recovery.result.head, index)
-    journal.filled_bytes = filled_bytes(device, superblock)
+    journal.filled_bytes = _filled(device, journal)
     return Opened(journal, recovery.result.corruption, markers)
 
 
@@ -154,6 +154,18 @@ def with_epoch(epochs: Sequence[EpochStart], start: EpochStart) -> list[EpochSta
     """The history with one epoch more, unless it is there already."""
     known = any((e.epoch, e.reign) == (start.epoch, start.reign) for e in epochs)
     return list(epochs) if known else [*epochs, start][-EPOCHS_MAX:]
+
+
+def _filled(device: BlockDevice, journal: Journal) -> int:
+    """As `filled_bytes`, but never less than what packs are kept in: their zeros may be holes of a copied
+    file.
+    """
+    ring, tail = journal.superblock.ring_bytes, journal.superblock.tail
+    filled = filled_bytes(device, journal.superblock)
+    if journal.head.lsn == tail.lsn:
+        return filled
+    end = journal.head.lsn % ring
+    return ring if end <= tail.lsn % ring else max(filled, end)
 
 
 def filled_bytes(device: BlockDevice, superblock: Superblock) -> int:

@@ -71,6 +71,7 @@ class Journal:
         self.index = index
         self.free_tail_lsn = superblock.tail.lsn
         self.filled_bytes = superblock.ring_bytes
+        self.durable_generation = superblock.generation
         self._superblock_dirty = True
         self._extra_writes: list[tuple[int, bytes]] = []
         self._epoch_begun = False
@@ -96,14 +97,19 @@ class Journal:
 
     def fits(self, record_count: int, data_bytes: int) -> bool:
         """Whether so much can be appended now: by space, and by the limit on what is not durable yet."""
-        packs = 1 + record_count // RECORDS_PER_PACK_MAX + data_bytes // PACK_DATA_BYTES_MAX
-        need = round_up(data_bytes) + packs * 2 * BLOCK_BYTES
-        need += min(need, PACK_DATA_BYTES_MAX + BLOCK_BYTES)  # a pad at the ring's end, at the worst
+        need = self.needed_bytes(record_count, data_bytes)
         return (
             self.used_bytes + need <= self.superblock.ring_bytes
             and self.undurable_bytes + need <= UNDURABLE_BYTES_MAX
             and self._is_filled(need)
         )
+
+    def needed_bytes(self, record_count: int, data_bytes: int) -> int:
+        """What so many records take of the ring at the most, with a pad if they do not fit before its end."""
+        packs = 1 + record_count // RECORDS_PER_PACK_MAX + data_bytes // PACK_DATA_BYTES_MAX
+        need = round_up(data_bytes) + packs * 2 * BLOCK_BYTES
+        room = self.superblock.ring_bytes - self.head.lsn % self.superblock.ring_bytes
+        return need if need <= room else need + room
 
     def _is_filled(self, need: int) -> bool:
         ring = self.superblock.ring_bytes
@@ -217,6 +223,11 @@ class Journal:
         self._extra_writes += writes
 
     @property
+    def wanted_generation(self) -> int:
+        """The generation of the superblock that will hold all that was changed up to now."""
+        return self.superblock.generation + self._superblock_dirty
+
+    @property
     def commit_needed(self) -> bool:
         return self._superblock_dirty or bool(self._extra_writes) or self.undurable_bytes > 0
 
@@ -256,6 +267,7 @@ class Journal:
         if commit.head.lsn > self.durable.lsn:
             self.durable = commit.head
         if commit.superblock is not None:
+            self.durable_generation = commit.superblock.generation
             self.free_tail_lsn = max(self.free_tail_lsn, commit.superblock.tail.lsn)
 
     def boundary_before(self, sequence: int) -> Position:

@@ -25,6 +25,7 @@ PLAIN = GroupState(
     primary="",
     promised=False,
     superseded=False,
+    changing="",
     consistent=True,
     epoch=0,
     reign=0,
