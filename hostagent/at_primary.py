@@ -53,6 +53,9 @@ class AtPrimary:
         if state is None or state.role != "primary":
             return
         if (params.get("epoch"), params.get("reign")) not in {(e.epoch, e.reign) for e in state.epochs}:
+            # Its positions are not in our history: a takeover there that broke off, for one. If our journal
+            # does not fit what it has, the pair is none, whatever it was before.
+            self._suspend_if_broken(group, state, site, params)
             return
         report = group.reports.get(site)
         if report is None:
