@@ -94,6 +94,22 @@ class AtPrimary:
         suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 
+    def look_at_mirror(self, group: Group, site: str, theirs: GroupState) -> None:
+        """A mirror that says, asked by us, that it does not follow us gets no journal: no pair until a resync.
+
+        What makes a site follow is a flow of ours, and its answer comes behind the one that this is about.
+        """
+        state = group.state
+        if state is None or state.role != "primary" or state.primary or state.access != "serve":
+            return
+        flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
+        follows = theirs.role == "secondary" and theirs.primary == self._environment.site
+        if follows or not flows or self._manager.flows.busy(group.name):
+            return
+        reason = f"{site} does not follow this site, it is {theirs.role}: pair resync"
+        suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
+        self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
     def _repair(self, group: Group, site: str, report: MirrorReport) -> None:
         """What a verify found different is copied again, as a base record, in sequence."""
         mismatches = report.params.get("mismatches", [])

@@ -170,7 +170,9 @@ class CopyManager:
                 group.asking = False
             if result is not None and "state" in result:
                 self._on_peer_state(group, site, result)
-                group.peer_states[site] = (group.peer_states[site][0], now)
+                theirs = group.peer_states[site][0]
+                group.peer_states[site] = (theirs, now)
+                self._at_primary.look_at_mirror(group, site, theirs)
             self._reconcile(group)
 
         for site in sites:
