@@ -100,12 +100,12 @@ def _next_step(world: World, statuses: dict[str, dict[str, Any]]) -> str:
             continue
         status = {mirror["site"]: mirror["status"] for mirror in statuses[primary]["mirrors"]}.get(other, "none")
         theirs = statuses[other]
-        follows = theirs["role"] == "secondary" and theirs["primary"] == primary
+        follows = theirs["role"] == "secondary" and theirs["primary"] == primary and theirs["status"] != "SSUS"
         if status in ("COPY", "PAIR", "PFUL") and follows:
             _wait_for_pair(world, primary, other)
             continue
         text = _do(world, primary, "pair.resync", secondary=other)
-        if "create" in text and "error" in text:
+        if "error" in text and ("create" in text or "no mirror" in text):
             text += "; " + _do(world, primary, "pair.delete", secondary=other)
             if statuses[other]["role"] != "simplex":
                 text += "; " + _do(world, other, "pair.delete")
@@ -128,6 +128,8 @@ def _nobody_reigns(world: World, statuses: dict[str, dict[str, Any]]) -> str:
         for other in others:
             if statuses[other]["role"] != "simplex":
                 answers.append(_do(world, other, "pair.delete"))
+                if "is there" in answers[-1]:
+                    answers.append(_do(world, simplex[0], "pair.delete", secondary=other))
             else:
                 answers.append(_do(world, simplex[0], "pair.create", secondary=other))
             if statuses[other]["role"] == "secondary" and "error" in answers[-1]:

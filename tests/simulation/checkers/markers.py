@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Markers(Checker):
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._acknowledged: dict[str, int] = {}
+        self._acknowledged: dict[str, tuple[int, int]] = {}
         self._before: dict[int, int] = {}
         self._cut: dict[str, tuple[int, bytes]] = {}
 
@@ -31,11 +31,12 @@ class Markers(Checker):
             marker = self.world.history.at_sequence(request.site.node, cut[0])
             if marker.digest == cut[1]:
                 self.fail(f"{request} came after the marker at record {cut[0]} and is record {sequence}")
-        self._acknowledged[request.site.name] = sequence
+        self._acknowledged[request.site.name] = (request.restarts, sequence)
 
     def asked(self, request: OperatorRequest) -> None:
         if request.op == "marker.create":
-            self._before[id(request)] = self._acknowledged.get(request.site.name, 0)
+            restarts, sequence = self._acknowledged.get(request.site.name, (0, 0))
+            self._before[id(request)] = sequence if restarts == request.site.restarts else 0
 
     def told(self, request: OperatorRequest) -> None:
         if request.op != "marker.create" or request.result is None:
