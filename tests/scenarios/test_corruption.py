@@ -84,7 +84,7 @@ def test_damage_to_a_stopped_primary_reaches_no_secondary(lab: SiteLab) -> None:
 
 
 def test_a_primary_whose_journal_cannot_be_recovered_serves_nothing(lab: SiteLab) -> None:
-    """What was durable and not yet on the data volumes is damaged: nothing is guessed; the other site serves."""
+    """What was durable and not on the volumes yet is damaged: nothing is guessed, the other one serves."""
     history = History(lab.blocks)
     content = write_unshipped(lab, history)
     lab.kill("a")  # before the next checkpoint: recovery begins in front of the damage
@@ -111,3 +111,22 @@ def test_a_primary_whose_journal_cannot_be_recovered_serves_nothing(lab: SiteLab
         lab.replctl("b", "pair", "delete", "group1", "--secondary", "a", "--wait")
         lab.replctl("b", "pair", "create", "group1", "--secondary", "a", "--wait")
     check_equal(lab, history, "b", "a")
+
+
+def test_a_secondary_that_differs_is_found_and_repaired(lab: SiteLab) -> None:
+    """Bit rot in a volume file of b, while hosts write at a: verify finds that extent, and no other."""
+    history = History(lab.blocks)
+    with Load(lab, "a", history, seed=seed(), span=0.5) as load:
+        load.wait_acknowledged(200)
+        volume = Path(lab.describe("b")["volumes"]["data"])
+        with volume.open("r+b") as file:
+            file.seek(7 << 20)  # behind what is written
+            file.write(b"rot")
+        found = lab.replctl("a", "verify", "group1", "--wait", code=4)
+        assert found["mirrors"]["b"]["mismatches"] == 1
+        lab.wait("the repair", lambda: lab.mirror("a", "b")["verify"]["repaired"] == 1)
+        load.wait_acknowledged(50)
+    check_equal(lab, history, "a", "b")
+    sequence = lab.ask("a", "verify")["sequence"]
+    lab.wait("a second verify", lambda: lab.mirror("a", "b")["sequence"]["verified"] >= sequence)
+    assert lab.mirror("a", "b")["verify"]["mismatches"] == 1, "no more than the one before"
