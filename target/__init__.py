@@ -9,7 +9,7 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
       │  ScsiCommand (scsi.command)
     scsi      device_server → logical_unit → operations   LUNs, CDBs, sense data; knows no transport
       │  Volume (volume)
-    group     GroupVolume, ConsistencyGroup               may this site write now? one order for all volumes
+    group     group_volume → ConsistencyGroup             may this site write now? one order for all volumes
       │
     obtain    WritePath                                   append to the journal, acknowledge; commit
       │           journal.record, ring                    packs with a hash chain, one pwritev a turn
@@ -24,7 +24,7 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
     data volume of the secondary
 
 Beside the path: `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a start finds);
-`mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it); `histories`
+`mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it); `histories` and `settling`
 (epochs: promote, demote, follow); `control` (what the copy manager may ask); `engine` and `subsystem`, which
 put it together. Seams: `scheduler`, `blockdev`, `volume`, `scsi.command`, `san.fetch.JournalSource`.
 

@@ -186,10 +186,12 @@ class ConsistencyGroup:
         """Let hosts write, wait, or be refused; what waited goes on or is refused now."""
         if self.access is Access.FAILED:
             return
+        self.write_path.end_turn()
         self.access, self.reason = access, reason
+        self.write_path.paused = access is Access.HOLD
         if access is Access.READ_ONLY:
-            self.write_path.end_turn()
             self.write_path.refuse_held(VolumeError.WRITE_PROTECTED)
+        self.write_path.retry_held()
         if access is not Access.HOLD:
             held, self._held = self._held, []
             for call in held:
@@ -475,31 +477,3 @@ class ConsistencyGroup:
             if (start.epoch, start.reign) != (self.journal.superblock.epoch, self.journal.superblock.reign):
                 self.journal.start_epoch(start)
         self.write_path.commit(urgent=True)
-
-
-class GroupVolume:
-    """One volume of a group, as the device server sees it."""
-
-    def __init__(self, group: ConsistencyGroup, entry: VolumeEntry, serial: str) -> None:
-        self._group = group
-        self._id = entry.id
-        self.name = entry.name
-        self.serial = serial
-        self.size_bytes = entry.size_bytes
-        self.block_size_bytes = entry.block_size_bytes
-
-    @property
-    def read_only_now(self) -> bool:
-        return self._group.access in (Access.READ_ONLY, Access.FAILED)
-
-    def read(self, offset: int, length: int, request: Request) -> None:
-        self._group.read(self._id, offset, length, request)
-
-    def write(self, offset: int, data: Buffer, fua: bool, request: Request) -> None:
-        self._group.write(self._id, offset, data, fua, request)
-
-    def zero(self, offset: int, length: int, fua: bool, request: Request) -> None:
-        self._group.zero(self._id, offset, length, fua, request)
-
-    def flush(self, request: Request) -> None:
-        self._group.flush(request)

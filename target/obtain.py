@@ -82,6 +82,8 @@ class WritePath:
         self._commit_again = False
         self._timer: Timer | None = None
         self.failed = False
+        self.paused = False
+        """Held writes stay held, whatever space there is: it is not decided whether they will be taken."""
 
     # -- obtaining --
 
@@ -126,6 +128,8 @@ class WritePath:
 
     def retry_held(self) -> None:
         """There may be space again."""
+        if self.paused and not self.failed:
+            return
         while self._held and (self.failed or self._fits(self._held[0])):
             self._append(self._held.popleft())
         if self._held:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from target.bitmap import Extent
 from target.errors import ConflictError, OperatorError, ReplctlError
 from target.group import Access, ConsistencyGroup
-from target.histories import begin_epoch, when_durable, when_room
+from target.histories import begin_epoch
 from target.journal.record import Lsn, SequenceNumber
 from target.journal.superblock import MirrorState, Role
 from target.mirrors import changed_extents
+from target.settling import when_durable, when_room
 
 
 @dataclass(frozen=True, slots=True)

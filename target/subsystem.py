@@ -20,7 +20,8 @@ from target.control.state import group_state
 from target.device_volume import ReadOnlyVolume
 from target.engine import Engine
 from target.errors import OperatorError, ReplctlError
-from target.group import Access, ConsistencyGroup, GroupSettings, GroupVolume
+from target.group import Access, ConsistencyGroup, GroupSettings
+from target.group_volume import GroupVolume
 from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
 from target.iscsi.portal import Portal

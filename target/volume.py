@@ -1,8 +1,8 @@
 """The seam between the device server and what stores its blocks.
 
-`LogicalUnit` talks to a `Volume`; the real one is `target.group.GroupVolume`, which writes to the journal
-first. A volume answers a `Request` exactly once, on the loop thread. Offsets and lengths are bytes and
-multiples of 512; the device server has checked them against the size.
+`LogicalUnit` talks to a `Volume`; the real one is `target.group_volume.GroupVolume`, which writes to the
+journal first. A volume answers a `Request` exactly once, on the loop thread. Offsets and lengths are bytes
+and multiples of 512; the device server has checked them against the size.
 """
 
 from __future__ import annotations
