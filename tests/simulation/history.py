@@ -118,7 +118,7 @@ class History:
     def is_ancestor(self, older: Node, newer: Node) -> bool:
         """Whether `newer` has everything that `older` had."""
         return older.last <= newer.last and (
-            older.last == 0 and older.parent is None or self.at_sequence(newer, older.last) is older
+            (older.last == 0 and older.parent is None) or self.at_sequence(newer, older.last) is older
         )
 
     def common(self, one: Node, other: Node) -> Node | None:

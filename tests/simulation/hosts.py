@@ -113,9 +113,7 @@ class Hosts(Checker):
         site = request.site
         if site.target.group.role is not Role.SECONDARY and not site.group_failed:
             number = site.target.group.volume_id(request.volume)
-            request.expected = bytes(
-                site.image()[number][request.offset : request.offset + request.length]
-            )
+            request.expected = bytes(site.image()[number][request.offset : request.offset + request.length])
         site.target.volumes[request.volume].read(request.offset, request.length, request)
 
     # -- what becomes of it --

@@ -164,7 +164,7 @@ class SimSource:
                 return
             try:
                 data = self.peer.journal_disk.pread(length, offset)
-            except OSError as error:
+            except OSError:
                 self._after(lambda: done(None, PeerError(str(error))))
                 return
             self._after(lambda: done(data, None))

@@ -61,13 +61,16 @@ def _until_equal(world: World, primary: SimSite) -> bool:
 
     def level() -> bool:
         return all(
-            site.target.group.role is Role.SECONDARY and site.target.group.background.applied_sequence >= latest
+            site.target.group.role is Role.SECONDARY
+            and site.target.group.background.applied_sequence >= latest
             for site in world.sites.values()
             if site is not primary
         )
 
     if not world.run_until(level, _PAIR_SECONDS):
-        raise Violation(f"{primary.name} shows PAIR, and record {latest} is not restored in {_PAIR_SECONDS} s")
+        raise Violation(
+            f"{primary.name} shows PAIR, and record {latest} is not restored in {_PAIR_SECONDS} s"
+        )
     if any(site.target.group.access is Access.FAILED for site in world.sites.values()):
         return False
     world.run_for(0.5)
@@ -80,7 +83,9 @@ def _until_equal(world: World, primary: SimSite) -> bool:
             raise Violation(f"{primary.name} shows PAIR, and {site.name} is not consistent")
         for number, name in site.volume_names.items():
             if site.disks[name].snapshot() != image[number]:
-                raise Violation(f"{name} of {site.name} differs from {primary.name}'s although they are in PAIR")
+                raise Violation(
+                    f"{name} of {site.name} differs from {primary.name}'s although they are in PAIR"
+                )
     return True
 
 
@@ -98,9 +103,13 @@ def _next_step(world: World, statuses: dict[str, dict[str, Any]]) -> str:
     for other in statuses:
         if other == primary:
             continue
-        status = {mirror["site"]: mirror["status"] for mirror in statuses[primary]["mirrors"]}.get(other, "none")
+        status = {mirror["site"]: mirror["status"] for mirror in statuses[primary]["mirrors"]}.get(
+            other, "none"
+        )
         theirs = statuses[other]
-        follows = theirs["role"] == "secondary" and theirs["primary"] == primary and theirs["status"] != "SSUS"
+        follows = (
+            theirs["role"] == "secondary" and theirs["primary"] == primary and theirs["status"] != "SSUS"
+        )
         if status in ("COPY", "PAIR", "PFUL") and follows:
             _wait_for_pair(world, primary, other)
             continue

@@ -95,7 +95,10 @@ class Actions:
             return self._world.sites[name]
         for site in self._world.sites.values():
             if site.target.alive and site.target.group.access is Access.SERVE:
-                if site.target.group.role is not Role.PRIMARY or not site.target.group.journal.superblock.primary:
+                if (
+                    site.target.group.role is not Role.PRIMARY
+                    or not site.target.group.journal.superblock.primary
+                ):
                     return site
         return None
 

@@ -117,7 +117,16 @@ def _faults(
     for _ in range(count):
         time = rng.uniform(0.5, duration)
         kind = rng.choices(
-            ("kill_target", "kill_agent", "power", "cut_management", "cut_one_way", "cut_san", "slow", "late"),
+            (
+                "kill_target",
+                "kill_agent",
+                "power",
+                "cut_management",
+                "cut_one_way",
+                "cut_san",
+                "slow",
+                "late",
+            ),
             (22, 10, 26, 12, 5, 18, 4, 3),
         )[0]
         site = rng.choice(sites)
@@ -130,10 +139,7 @@ def _faults(
         elif kind == "kill_agent":
             steps.append(Step(time, kind, (site,)))
             steps.append(Step(time + lasts, "start", (site,)))
-        elif kind == "cut_management":
-            steps.append(Step(time, kind, (site, other)))
-            steps.append(Step(time + lasts, "join_management", (site, other)))
-        elif kind == "cut_one_way":
+        elif kind == "cut_management" or kind == "cut_one_way":
             steps.append(Step(time, kind, (site, other)))
             steps.append(Step(time + lasts, "join_management", (site, other)))
         elif kind == "cut_san":

@@ -129,7 +129,11 @@ class SimAgent:
             delay = backoff * world.clock.random.uniform(0.5, 1.0)
             self._later(delay, partial(self._connect, name, min(backoff * 2, _BACKOFF_SECONDS_MAX)))
 
-        if not peer.alive or not paths.management_up(self.site, name) or not paths.management_up(name, self.site):
+        if (
+            not peer.alive
+            or not paths.management_up(self.site, name)
+            or not paths.management_up(name, self.site)
+        ):
             again()
             return
         server_owner = peer.owner

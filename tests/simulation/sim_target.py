@@ -11,7 +11,8 @@ from target.control.operations import Operations
 from target.control.state import group_state
 from target.engine import Engine
 from target.errors import ReplctlError
-from target.group import Access, ConsistencyGroup, GroupSettings, GroupVolume
+from target.group import Access, ConsistencyGroup, GroupSettings
+from target.group_volume import GroupVolume
 from target.journal.record import PackHeader, SequenceNumber
 from target.journal.ring import Commit, Journal, NewRecord
 from target.journal.superblock import Position
@@ -121,7 +122,11 @@ class SimTarget:
     def _watch(self, journal: Journal) -> None:
         world, site = self._world, self._site
         append, receive, restart_at = journal.append, journal.receive, journal.restart_at
-        begin_commit, finish_commit, move_tail = journal.begin_commit, journal.finish_commit, journal.move_tail
+        begin_commit, finish_commit, move_tail = (
+            journal.begin_commit,
+            journal.finish_commit,
+            journal.move_tail,
+        )
         group = self.group
 
         def watched_append(records: Sequence[NewRecord], time_ns: int) -> list[int]:
@@ -151,7 +156,9 @@ class SimTarget:
             for header, _ in packs:
                 node = world.history.find(header.digest, journal.superblock.group_id)
                 if node is None or node.parent is not site.node:
-                    raise Violation(f"{site.name} took a pack that does not follow what it has: {header!r:.200}")
+                    raise Violation(
+                        f"{site.name} took a pack that does not follow what it has: {header!r:.200}"
+                    )
                 site.received(node)
 
         def watched_restart(sequence: SequenceNumber, digest: bytes) -> None:
@@ -193,6 +200,3 @@ class SimTarget:
         ):
             setattr(journal, name, watched)
         group.set_access = watched_access  # type: ignore[method-assign]
-
-
-

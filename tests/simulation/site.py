@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from target.group import ConsistencyGroup, GroupSettings, GroupVolume
+from target.group import ConsistencyGroup, GroupSettings
+from target.group_volume import GroupVolume
 from target.journal.format import VolumeShape
 from target.open_group import open_group
 from target.volume import Buffer, VolumeError

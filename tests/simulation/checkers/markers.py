@@ -11,6 +11,7 @@ from tests.simulation.checkers.base import Checker
 if TYPE_CHECKING:
     from tests.simulation.hosts import HostRequest
     from tests.simulation.operators import OperatorRequest
+    from tests.simulation.sim_site import SimSite
     from tests.simulation.world import World
 
 
@@ -32,6 +33,9 @@ class Markers(Checker):
             if marker.digest == cut[1]:
                 self.fail(f"{request} came after the marker at record {cut[0]} and is record {sequence}")
         self._acknowledged[request.site.name] = (request.restarts, sequence)
+
+    def started(self, site: SimSite, after_power_loss: bool) -> None:
+        self._acknowledged.pop(site.name, None)  # what was not flushed may be gone, its number used again
 
     def asked(self, request: OperatorRequest) -> None:
         if request.op == "marker.create":

@@ -21,7 +21,9 @@ class Promises(Checker):
         site = request.site
         if request.error is not None:
             if request.error is VolumeError.WRITE_FAILED and not site.failed_on_purpose:
-                self.fail(f"{request} failed although no disk of {site.name} does: {site.target.group.reason}")
+                self.fail(
+                    f"{request} failed although no disk of {site.name} does: {site.target.group.reason}"
+                )
             return
         if request.restarts != site.restarts:
             return  # the operator had this site follow another history meanwhile
