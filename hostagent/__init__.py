@@ -10,7 +10,7 @@ states. The way of one operator's request, and of one position:
       │
     requests           who may ask what: a table for operators, one for peers
       │
-      ├─ pair_flows    create, split, resync, delete, takeover: one step after the other (flow)
+      ├─ pair_flows    create, split, resync, delete; `takeover`: one step after the other (flow)
       │                  plan         where two histories part, what a takeover means; pure
       │                  pair_states  the table of transitions; pure
       ├─ copy_manager  reconciling: level, not edges; repeated whenever something changed

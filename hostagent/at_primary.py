@@ -95,7 +95,7 @@ class AtPrimary:
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 
     def look_at_mirror(self, group: Group, site: str, theirs: GroupState) -> None:
-        """A mirror that says, asked by us, that it does not follow us gets no journal: no pair until a resync.
+        """A mirror that says, asked by us, that it does not follow us gets no journal until a resync.
 
         What makes a site follow is a flow of ours, and its answer comes behind the one that this is about.
         """

@@ -1,4 +1,4 @@
-"""What operators ask for, one step after the other: create, split, resync, delete, take over. Generators for
+"""What operators ask for, one step after the other: create, split, resync, delete. Generators for
 `FlowRunner`.
 
 Every flow may be repeated after it broke off anywhere: each step finds out how far things are. The order
@@ -15,11 +15,11 @@ from hostagent.copy_manager import CopyManager
 from hostagent.flow import Call, Flow, Wait
 from hostagent.known import Group
 from hostagent.pair_states import Event, PairState, mirror_state, next_state
-from hostagent.plan import Fork, TakeoverPlan, fork_point, plan_takeover
+from hostagent.plan import Fork, fork_point
 from target.control.messages import GroupState, MirrorStatus
 from target.errors import ConflictError, OperatorError, PeerError, ReplctlError
 
-_CATCH_UP_SECONDS = 120.0
+CATCH_UP_SECONDS = 120.0
 _EXTENTS_PER_CALL = 20_000
 _FULL_PERCENT = 70
 
@@ -66,13 +66,13 @@ class PairFlows:
 
     # -- steps --
 
-    def _own(self, group: Group) -> Flow:
+    def own(self, group: Group) -> Flow:
         """The state of our group, as it is now and not as it was last told."""
         result = yield Call(None, "group.state", {"group": group.name})
         group.state = msgspec.convert(result, GroupState)
         return {"state": group.state}
 
-    def _peer(self, group: Group, site: str) -> Flow:
+    def peer(self, group: Group, site: str) -> Flow:
         if site not in self._environment.peers():
             known = ", ".join(self._environment.peers()) or "none"
             raise OperatorError(f"site {site!r} is not configured here; the peers: {known}")
@@ -86,9 +86,9 @@ class PairFlows:
 
     def create(self, group: Group, site: str) -> Flow:
         """Make a site a secondary: everything is copied once."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         _at_primary(mine, "pair create")
-        theirs: GroupState = (yield from self._peer(group, site))["state"]
+        theirs: GroupState = (yield from self.peer(group, site))["state"]
         mirror = next((mirror for mirror in mine.mirrors if mirror.name == site), None)
         follows = theirs.role == "secondary" and theirs.primary == self._environment.site
         if (
@@ -124,7 +124,7 @@ class PairFlows:
 
     def _follow(self, group: Group, site: str, begin: dict[str, Any], *, latest: int = -1) -> Flow:
         """Tell a site from which record on it follows us, if it has written nothing since `latest`."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         params = {
             "group": group.name,
             "primary": self._environment.site,
@@ -141,7 +141,7 @@ class PairFlows:
 
     def split(self, group: Group, site: str | None) -> Flow:
         """Suspend at one point for all volumes, and let the secondary be written."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         _at_primary(mine, "pair split")
         changed = False
         for name in _mirrors(mine, site):
@@ -157,7 +157,7 @@ class PairFlows:
             yield Wait(
                 lambda name=name, sequence=sequence: self._restored(group, name) >= sequence,  # type: ignore[misc]
                 f"restoring the split point at {name}",
-                _CATCH_UP_SECONDS,
+                CATCH_UP_SECONDS,
             )
             suspended = {
                 "group": group.name,
@@ -184,7 +184,7 @@ class PairFlows:
 
     def delete(self, group: Group, site: str | None) -> Flow:
         """End a pair. At a secondary whose primary is gone for good this may be asked too."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         if mine.role == "simplex":
             return (yield from self._release_followers(group, site))
         if mine.role == "secondary" or mine.primary:
@@ -224,7 +224,7 @@ class PairFlows:
         for name in [site] if site is not None else self._environment.peers():
             if site is None and not self._environment.link_up(name):
                 continue
-            theirs: GroupState = (yield from self._peer(group, name))["state"]
+            theirs: GroupState = (yield from self.peer(group, name))["state"]
             if theirs.primary == self._environment.site:
                 yield Call(
                     name, "pair.release", {"group": group.name, "primary": self._environment.site}, 90.0
@@ -237,18 +237,18 @@ class PairFlows:
 
     def resync(self, group: Group, site: str | None) -> Flow:
         """Resume: differences only, whichever side wrote them."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         _at_primary(mine, "pair resync")
         names = [site] if site is not None else _mirrors(mine, None)
         changed = False
         for name in names:
-            result = yield from self._resync_one(group, name)
+            result = yield from self.resync_one(group, name)
             changed = changed or result["changed"]
         return {"changed": changed}
 
-    def _resync_one(self, group: Group, name: str) -> Flow:
-        mine: GroupState = (yield from self._own(group))["state"]
-        theirs: GroupState = (yield from self._peer(group, name))["state"]
+    def resync_one(self, group: Group, name: str) -> Flow:
+        mine: GroupState = (yield from self.own(group))["state"]
+        theirs: GroupState = (yield from self.peer(group, name))["state"]
         mirror = next((mirror for mirror in mine.mirrors if mirror.name == name), None)
         follows = theirs.role == "secondary" and theirs.primary == self._environment.site
         if mirror is not None:
@@ -273,8 +273,8 @@ class PairFlows:
 
     def _merge(self, group: Group, name: str, *, damaged: bool) -> Flow:
         """Mark what a fenced site wrote alone, and have it follow from where the histories part."""
-        mine: GroupState = (yield from self._own(group))["state"]
-        theirs: GroupState = (yield from self._peer(group, name))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
+        theirs: GroupState = (yield from self.peer(group, name))["state"]
         fork = fork_point(mine, theirs)
         yield from self._check_fork(group, name, fork)
         extents: list[list[int]] = []
@@ -351,133 +351,15 @@ class PairFlows:
         )
         return changed["extents"]
 
-    # -- takeover --
-
-    def plan(self, group: Group, *, force: bool) -> Flow:
-        """What a takeover here would do."""
-        plan = yield from self._plan(group, force=force)
-        return {"plan": plan["plan"].to_json()}
-
-    def _plan(self, group: Group, *, force: bool) -> Flow:
-        mine: GroupState = (yield from self._own(group))["state"]
-        primary: GroupState | None = None
-        if mine.primary and self._environment.link_up(mine.primary):
-            try:
-                primary = (yield from self._peer(group, mine.primary))["state"]
-            except PeerError:
-                primary = None
-        announced = group.announced
-        now_ns = self._environment.wall_ns()
-        if announced is not None:
-            elapsed = self._environment.monotonic() - announced.heard_at
-            now_ns = announced.time_ns + int(elapsed * 1e9)
-        plan = plan_takeover(
-            self._environment.site,
-            mine,
-            primary,
-            force=force,
-            link_up=bool(mine.primary) and self._environment.link_up(mine.primary),
-            latest_announced=announced.latest if announced is not None else 0,
-            now_ns=now_ns,
-        )
-        return {"plan": plan, "mine": mine}
-
-    def takeover(self, group: Group, *, force: bool) -> Flow:
-        """Make this site the primary: by agreement, or by force."""
-        started = self._environment.monotonic()
-        found = yield from self._plan(group, force=force)
-        plan: TakeoverPlan = found["plan"]
-        mine: GroupState = found["mine"]
-        if plan.refused is not None:
-            raise OperatorError(plan.refused)
-        self._manager.log(group.name, "takeover", f"{plan.mode} takeover begins", plan=plan.to_json())
-        if plan.mode == "unneeded":
-            if mine.access != "serve":
-                yield Call(
-                    None,
-                    "group.access",
-                    {"group": group.name, "access": "serve", "reason": "", "superseded": False},
-                )
-            return self._taken(group, plan, mine.epoch, started, changed=mine.access != "serve")
-        if mine.role == "primary" and mine.superseded:
-            epoch = self._next_epoch(group, mine, None)
-            yield from self._promote(
-                group, epoch, [(mirror.name, mirror.received) for mirror in mine.mirrors]
-            )
-            return self._taken(group, plan, epoch, started, changed=True)
-        end = yield from self._fence(group, plan)
-        epoch = self._next_epoch(group, mine, end.get("epoch"))
-        received = end.get("sequence", mine.durable) if plan.mode == "planned" else mine.durable
-        if plan.mode == "planned":
-            try:
-                yield Wait(
-                    lambda: group.state is not None and group.state.restored >= received,
-                    f"restoring everything up to record {received}",
-                    _CATCH_UP_SECONDS,
-                )
-            except PeerError:
-                yield Call(plan.old_primary, "takeover.abort", {"group": group.name}, 10.0)
-                raise
-        else:
-            yield Call(None, "fetch.stop", {"group": group.name})
-            received = (yield from self._own(group))["state"].latest
-            if mine.role == "primary":  # a split secondary: the old primary shares nothing behind the split
-                received = mine.epochs[-1].fork_sequence
-        yield from self._promote(group, epoch, [(plan.old_primary, received)] if plan.old_primary else [])
-        if plan.mode == "planned":
-            try:
-                yield from self._resync_one(group, plan.old_primary)
-            except ReplctlError as error:
-                self._manager.log(group.name, "takeover", f"{plan.old_primary} does not follow yet: {error}")
-        return self._taken(group, plan, epoch, started, changed=True)
-
-    def _fence(self, group: Group, plan: TakeoverPlan) -> Flow:
-        """Have the old primary stop serving writes, if it can be asked; it says where its journal ends."""
-        if not plan.old_primary_reachable:
-            return {}
-        try:
-            return (yield Call(plan.old_primary, "takeover.quiesce", {"group": group.name}, 30.0))
-        except ReplctlError:
-            if plan.mode == "planned":
-                raise
-            return {}
-
-    def _next_epoch(self, group: Group, mine: GroupState, old: int | None) -> int:
-        known = self._manager.store.newest_epoch(group.name, mine.group_id)
-        return max(mine.epoch, old or 0, known.epoch if known else 0) + 1
-
-    def _promote(self, group: Group, epoch: int, mirrors: list[tuple[str, int]]) -> Flow:
-        params = {
-            "group": group.name,
-            "epoch": epoch,
-            "reign": self._environment.random_reign(),
-            "mirrors": [{"name": name, "state": "left", "received": received} for name, received in mirrors],
-        }
-        return (yield Call(None, "group.promote", params, 120.0))
-
-    def _taken(
-        self, group: Group, plan: TakeoverPlan, epoch: int, started: float, *, changed: bool
-    ) -> dict[str, Any]:
-        seconds = self._environment.monotonic() - started
-        group.conflict = ""
-        self._manager.log(group.name, "takeover", f"primary in epoch {epoch} after {seconds:.2f} s")
-        return {
-            "plan": plan.to_json(),
-            "changed": changed,
-            "group": group.name,
-            "epoch": epoch,
-            "seconds": seconds,
-        }
-
     # -- verify --
 
     def verify(self, group: Group) -> Flow:
         """Append digests of everything; answers when the last is appended."""
-        mine: GroupState = (yield from self._own(group))["state"]
+        mine: GroupState = (yield from self.own(group))["state"]
         _at_primary(mine, "verify")
         _mirrors(mine, None)
         yield Call(None, "group.verify", {"group": group.name})
-        yield from self._own(group)
+        yield from self.own(group)
         yield Wait(
             lambda: (
                 group.state is not None and (group.state.verify is None or not group.state.verify.running)

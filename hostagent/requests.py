@@ -16,6 +16,7 @@ from hostagent.known import Group
 from hostagent.pair_flows import PairFlows
 from hostagent.rpc import Params, Reply
 from hostagent.status import group_status, pair_status
+from hostagent.takeover import TakeoverFlows
 from target.errors import ConflictError, OperatorError, ReplctlError
 
 Operation = Callable[[str, Params, Reply], None]
@@ -30,6 +31,7 @@ class Requests:
         self._manager = manager
         self._environment = manager.environment
         self._flows = PairFlows(manager)
+        self._takeovers = TakeoverFlows(manager, self._flows)
         self._operators: dict[str, Operation] = {
             "ping": self._ping,
             "pair.create": self._create,
@@ -139,11 +141,11 @@ class Requests:
             self._run(
                 group,
                 "takeover --plan",
-                self._flows.plan(group, force=force),
+                self._takeovers.plan(group, force=force),
                 lambda result=None, error=None: reply(result and result["plan"], error),
             )
         else:
-            self._run(group, TAKEOVER, self._flows.takeover(group, force=force), reply)
+            self._run(group, TAKEOVER, self._takeovers.takeover(group, force=force), reply)
 
     def _verify(self, _: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
