@@ -220,6 +220,8 @@ class CopyManager:
             if group.conflict != text:
                 group.conflict = text
                 self.log(group.name, "conflict", text, peer=site, epoch=theirs.epoch)
+        elif group.conflict.startswith(f"{site} "):
+            group.conflict = ""
 
     def _set_access(self, group: Group, access: str, reason: str, *, superseded: bool = False) -> None:
         params = {"group": group.name, "access": access, "reason": reason, "superseded": superseded}

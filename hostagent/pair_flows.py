@@ -188,7 +188,7 @@ class PairFlows:
         if mine.role == "simplex":
             return (yield from self._release_followers(group, site))
         if mine.role == "secondary" or mine.primary:
-            if self._environment.link_up(mine.primary):
+            if (yield from self._has_us(group, mine)):
                 raise OperatorError(
                     f"the primary {mine.primary!r} is there: pair delete {group.name} at {mine.primary}"
                 )
@@ -232,6 +232,14 @@ class PairFlows:
                 self._manager.log(group.name, "pair delete", f"{name} follows no more", mirror=name)
                 changed = True
         return {"changed": changed}
+
+    def _has_us(self, group: Group, mine: GroupState) -> Flow:
+        """Whether the primary we follow answers, is a primary still, and has us for a mirror."""
+        if not self._environment.link_up(mine.primary):
+            return False
+        theirs: GroupState = (yield from self.peer(group, mine.primary))["state"]
+        listed = self._environment.site in {mirror.name for mirror in theirs.mirrors}
+        return theirs.role == "primary" and not theirs.superseded and listed
 
     # -- pair resync --
 

@@ -130,7 +130,8 @@ def plan_takeover(
     ):
         return _unneeded(site, mine, waiting=mine.access == "hold" and not force)
     reachable = primary is not None and link_up
-    planned = reachable and not force and primary is not None and primary.role == "primary"
+    damaged = primary is not None and primary.access == "failed"
+    planned = reachable and not force and primary is not None and primary.role == "primary" and not damaged
     marker = _marker(mine.restored_marker)
     least = max(0, latest_announced - mine.durable)
     lost: int | None = None
@@ -138,7 +139,7 @@ def plan_takeover(
     if planned:
         lost, least, seconds = 0, 0, 0.0
     else:
-        if primary is not None and primary.group_id == mine.group_id:
+        if primary is not None and primary.group_id == mine.group_id and not damaged:
             lost = max(0, primary.latest - mine.durable)
             least = lost
         if mine.restored_marker.time_ns:
@@ -219,6 +220,11 @@ def _refusal(
         return (
             f"the primary {mine.primary!r} cannot be asked: if it is gone for certain, use --force, "
             "and what did not arrive here is lost"
+        )
+    if primary is not None and primary.access == "failed":
+        return (
+            f"{mine.primary!r} is damaged ({primary.reason}): "
+            "with --force this site takes over what arrived here"
         )
     if not planned:
         return (

@@ -40,6 +40,9 @@ class TargetLink:
 
     def call(self, op: str, params: dict[str, Any], done: Done, timeout_seconds: float) -> None:
         """Ask the subsystem; PeerError when it is not there."""
+        if self._stream is None:
+            done(None, PeerError(f"the storage subsystem of this site does not answer {op}: is it running?"))
+            return
         self._caller.call(op, params, done, timeout_seconds)
 
     def close(self) -> None:

@@ -24,16 +24,17 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
     data volume of the secondary
 
 Beside the path: `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a start finds);
-`mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it); `histories` and `settling`
-(epochs: promote, demote, follow); `control` (what the copy manager may ask); `engine` and `subsystem`, which
-put it together. Seams: `scheduler`, `blockdev`, `volume`, `scsi.command`, `san.fetch.JournalSource`.
+`mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it); `histories` and
+`settling` (epochs: promote, demote, follow); `control` (what the copy manager may ask); `engine` and
+`subsystem`, which put it together. Seams: `scheduler`, `blockdev`, `volume`, `scsi.command`,
+`san.fetch.JournalSource`.
 
 Where each invariant is kept:
 
-- I1, no flushed write is lost: `obtain.WritePath._append` and `_committed` are the only places that answer a
-  write; `journal.ring.Journal.begin_commit` states durability; `journal.recovery` decides after a crash.
-- I2, the secondary is a prefix: `san.intake` passes only the next pack of the chain; `restore` takes records
-  in order and stops exactly at its limit.
+- I1, no flushed write is lost: `obtain.WritePath._append` and `_committed` are the only places that answer
+  a write; `journal.ring.Journal.begin_commit` states durability; `journal.recovery` decides after a crash.
+- I2, the secondary is a prefix: `san.intake` passes only the next pack of the chain; `restore` takes
+  records in order and stops exactly at its limit.
 - I3, the data volume holds nothing that the durable journal does not: `background.Background._goal`.
 - I4, only what is durable is shipped: `san.fetch.Fetch.advance` is how far a fetch may read, and it is told
   durable positions alone.

@@ -30,6 +30,8 @@ from target.mirrors import changed_extents
 from target.overlay import ZERO, Generation
 from target.settling import Done, exclusively, settle, when_durable, when_room
 
+_WRITTEN = frozenset((RecordType.UPDATE, RecordType.ZERO))
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -352,7 +354,7 @@ def export_since(
 ) -> None:
     """Write the packs behind `sequence` to a file, as they stand, durably.
 
-    Answers with the number of records (0: no file).
+    Answers with the number of records; 0, and no file, when no host wrote any of them.
     """
     journal = group.journal
     start, end = journal.boundary_before(sequence), journal.head
@@ -360,14 +362,16 @@ def export_since(
 
     def work() -> int:
         count = 0
+        written = False
         if start.sequence == end.sequence:
             return 0
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             for pack in walk(reader, start, end.lsn, group_id):
                 file.write(pack.view)
                 count += pack.header.record_count
+                written = written or any(record.type in _WRITTEN for record in pack.header.descriptors())
             if start.sequence + count != end.sequence:
                 raise IntegrityError(
                     f"the journal cannot be read behind record {start.sequence + count}: what this site "
@@ -375,6 +379,9 @@ def export_since(
                 )
             file.flush()
             os.fsync(file.fileno())
+        if not written:  # markers and the like alone: nothing that anybody would miss
+            part.unlink()
+            return 0
         part.replace(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
@@ -403,7 +410,10 @@ def quiesce(group: ConsistencyGroup, done: Callable[[Position | None, Exception 
 
 
 def fence(group: ConsistencyGroup, done: Done) -> None:
-    """Stand still: take no writes, from hosts or from a primary, until `follow`, `unfence` or a restart."""
+    """Stand still: take no writes, from hosts or from a primary, until `follow`, `unfence` or a restart.
+
+    And not for ever: the site that merges may be gone. `follow` finds out whether something was written then.
+    """
     ended = exclusively(group, "fencing", done)
     if ended is None:
         return
@@ -411,8 +421,22 @@ def fence(group: ConsistencyGroup, done: Done) -> None:
         group.fenced = group.access
     group.receiving = False
     _stop_feeding(group)
+    keep_fence(group)
     group.set_access(Access.READ_ONLY, "the primary merges what this site wrote into its history")
     when_durable(group, ended)
+
+
+def keep_fence(group: ConsistencyGroup) -> None:
+    """The merge goes on: count from now."""
+    if group.fenced is None:
+        return
+    until = group.fenced_until = group.scheduler.monotonic() + FENCE_SECONDS
+
+    def look() -> None:
+        if group.fenced_until == until:
+            unfence(group)
+
+    group.scheduler.call_later(FENCE_SECONDS, look)
 
 
 def unfence(group: ConsistencyGroup) -> None:

@@ -74,7 +74,7 @@ def test_up_is_served_when_it_returns_and_again_changes_nothing(directory: Path)
 
 
 def test_lab_json_says_all_that_a_client_needs(directory: Path) -> None:
-    Lab.create_or_open(directory, sites=3, volumes="db=1MiB,wal=512KiB", journal="8MiB", chap=True).up()
+    Lab.create_or_open(directory, sites=3, volumes="db=1MiB,wal=512KiB", journal="48MiB", chap=True).up()
     sites = lab_json(directory)
     assert list(sites) == ["a", "b", "c"]
     b = sites["b"]
@@ -269,9 +269,9 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
 
 
 def test_another_shape_than_the_labs_own_is_refused(directory: Path) -> None:
-    Lab.create_or_open(directory, sites=1, journal="8MiB")
+    Lab.create_or_open(directory, sites=1, journal="48MiB")
     assert len(Lab.create_or_open(directory, journal="8192KiB").plan.sites) == 1
-    for options in ({"sites": 2}, {"journal": "16MiB"}, {"volumes": "x=1MiB"}, {"chap": True}):
+    for options in ({"sites": 2}, {"journal": "64MiB"}, {"volumes": "x=1MiB"}, {"chap": True}):
         with pytest.raises(OperatorError, match="that does not change"):
             Lab.create_or_open(directory, **options)
 
