@@ -270,7 +270,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
 
 def test_another_shape_than_the_labs_own_is_refused(directory: Path) -> None:
     Lab.create_or_open(directory, sites=1, journal="48MiB")
-    assert len(Lab.create_or_open(directory, journal="8192KiB").plan.sites) == 1
+    assert len(Lab.create_or_open(directory, journal="49152KiB").plan.sites) == 1
     for options in ({"sites": 2}, {"journal": "64MiB"}, {"volumes": "x=1MiB"}, {"chap": True}):
         with pytest.raises(OperatorError, match="that does not change"):
             Lab.create_or_open(directory, **options)
