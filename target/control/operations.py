@@ -42,6 +42,7 @@ from target.histories import (
     export_since,
     fence,
     follow,
+    keep_fence,
     promote,
     quiesce,
     unfence,
@@ -186,7 +187,10 @@ class Operations:
     def _changed(self, params: ChangedSince, reply: Reply) -> None:
         group = self._engine.group(params.group)
 
+        keep_fence(group)
+
         def collected(extents: list[Extent] | None, error: Exception | None) -> None:
+            keep_fence(group)
             if extents is None:
                 reply(error=_operation_error(error))
             else:
@@ -197,7 +201,10 @@ class Operations:
     def _export(self, params: ExportSince, reply: Reply) -> None:
         group = self._engine.group(params.group)
 
+        keep_fence(group)
+
         def exported(records: int | None, error: Exception | None) -> None:
+            keep_fence(group)
             if records is None:
                 reply(error=_operation_error(error))
             else:
@@ -291,8 +298,10 @@ class Operations:
 
     def _create_marker(self, params: CreateMarker, reply: Reply) -> None:
         group = self._engine.group(params.group)
-        if group.role is Role.SECONDARY or group.access is not Access.SERVE:
+        if group.role is Role.SECONDARY:
             raise OperatorError(f"group {group.name!r} takes no markers here: set them at its primary")
+        if group.access is not Access.SERVE:
+            raise OperatorError(f"group {group.name!r} takes no markers now: {group.reason}")
         if not params.name or len(params.name.encode()) > 64:
             raise OperatorError(f"{params.name!r} is no name for a marker: 1 to 64 bytes")
         made = group.mark(MarkerKind.OPERATOR, params.name)
