@@ -81,7 +81,7 @@ def _holds(ascending: list[int], sequence: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A content that was found to be a prefix: for each volume, the sequence number in every block."""
+    """A content that was judged: for each volume, the sequence number in every block."""
 
     sequences: Mapping[str, list[int]]
 
@@ -188,6 +188,13 @@ class History:
 
     def cut(self, content: Mapping[str, bytes]) -> Cut:
         """The prefix that a content of all volumes is; `Violation` when it is none."""
+        cut = self.read(content)
+        with self._lock:
+            self._check_closed(cut.sequences)
+        return cut
+
+    def read(self, content: Mapping[str, bytes]) -> Cut:
+        """What is in each block, read perhaps while hosts wrote; `Violation` for one that nobody wrote."""
         sequences = {
             name: [
                 read_stamp(name, block, content[name][block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
@@ -197,7 +204,6 @@ class History:
         }
         with self._lock:
             self._check_known(sequences)
-            self._check_closed(sequences)
         return Cut(sequences)
 
     def _check_known(self, sequences: Mapping[str, list[int]]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ GROUP = "group1"
 VOLUMES = {"data": 8 << 20, "log": 2 << 20}
 WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_CONNECT_SECONDS = 0.01
 _LOG_LINES = 25
 
 Facts = dict[str, Any]
@@ -123,6 +125,10 @@ class SiteLab:
             f"the link of {site} to {peer}", lambda: self.mirror(site, peer)["link"]["management"] == "up"
         )
 
+    def wait_serves(self, site: str) -> None:
+        """Until a primary takes writes: after a start its role is confirmed first."""
+        self.wait(f"{site} serving", lambda: self.status(site)["access"] == "serve")
+
     def wait_equal(self, primary: str, mirror: str, seconds: float = WAIT_SECONDS) -> None:
         """Nothing is written: until the pair is in PAIR and the mirror has restored all there is."""
         head = self.ask(primary, "group.status")["latest"]
@@ -189,6 +195,25 @@ class SiteLab:
             with self.connect(site, volume) as client:
                 content[volume] = client.read(0, count)
         return content
+
+    def up_and_read(self, site: str) -> dict[str, bytes]:
+        """Start what does not run, and read the site's volumes the moment it answers.
+
+        That is before its journal is applied to them: it is the recovered overlay that speaks.
+        """
+        starting = threading.Thread(target=self.up)
+        starting.start()
+        try:
+            deadline = time.monotonic() + WAIT_SECONDS
+            while True:
+                try:
+                    return self.content(site)
+                except PeerError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_CONNECT_SECONDS)
+        finally:
+            starting.join()
 
     def files(self, site: str) -> dict[str, bytes]:
         """What lies in the volumes' files: the hosts' blocks and nothing else, once a site was stopped."""

@@ -31,6 +31,7 @@ def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
             with Load(lab, "a", history, seed=number + round_number) as load:
                 for _ in range(2):
                     load.wait_acknowledged(chance.randrange(300))
+                    lab.wait_serves("a")
                     name = f"marker {round_number}.{len(markers)}"
                     markers[name] = history.now()
                     lab.create_marker("a", name)
@@ -38,9 +39,14 @@ def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
                     victims = chance.sample(VICTIMS, chance.choice((1, 1, 1, 2)))
                     trail.append(f"round {round_number}: SIGKILL to {victims}")
                     for site, daemon in victims:
+                        moment = history.now()
                         lab.kill(site, daemon)
                     if ("a", "target") in victims and not any(site == "b" for site, _ in victims):
                         check_secondary(lab, history, "b", markers)
+                    if ("a", "target") in victims:
+                        before = history.acknowledged(before=moment)
+                        found = history.read(lab.up_and_read("a"))
+                        history.require(found, before, "read right after the restart")
                     lab.up()
                 load.wait_acknowledged(1)
             check_primary(lab, history, "a")
