@@ -122,6 +122,7 @@ class ConsistencyGroup:
         """The change of role that is under way, one at a time."""
         self.fenced: Access | None = None
         """While a primary merges what we wrote into its history: the access we had before."""
+        self.fenced_until = 0.0
         self._held: list[Callable[[], None]] = []
         self._listeners: list[Callable[[], None]] = []
         self._notify_pending = False

@@ -33,6 +33,10 @@ from target.settling import Done, exclusively, settle, when_durable, when_room
 _WRITTEN = frozenset((RecordType.UPDATE, RecordType.ZERO))
 
 
+FENCE_SECONDS = 60.0
+"""So long after the last word of a merge it counts as broken off."""
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """A history to follow, from a boundary on."""
