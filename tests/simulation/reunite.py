@@ -16,7 +16,8 @@ from tests.simulation.world import World
 
 _ROUNDS_MAX = 30
 _SETTLE_SECONDS = 7.0
-_PAIR_SECONDS = 60.0
+_PAIR_SECONDS = 90.0
+"""Longer than a site stands still for a merge that broke off."""
 
 
 def reunite(world: World) -> None:
