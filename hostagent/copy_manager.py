@@ -86,6 +86,7 @@ class CopyManager:
         if group is None:
             return
         before, group.state = group.state, state
+        group.heard_at = self.environment.monotonic()
         self._note_changes(group, before, state)
         self._reconcile(group)
         self.flows.poll()

@@ -45,6 +45,8 @@ class Group:
 
     name: str
     state: GroupState | None = None
+    heard_at: float = 0.0
+    """When our subsystem told the state; a lag in it has grown since."""
     announced: Announcement | None = None
     reports: dict[str, MirrorReport] = field(default_factory=dict)
     peer_states: dict[str, tuple[GroupState, float]] = field(default_factory=dict)

@@ -63,10 +63,11 @@ def _mirror(manager: CopyManager, group: Group, state: GroupState, mirror: Mirro
             "mismatches": mismatches,
             "repaired": min(report.repaired, mismatches),
         }
+    age = max(0.0, manager.environment.monotonic() - group.heard_at)
     return {
         "site": mirror.name,
         "status": pair_state_of(state, mirror).value,
-        "lag_seconds": None if mirror.lag_seconds is None else round(mirror.lag_seconds, 3),
+        "lag_seconds": None if mirror.lag_seconds is None else round(mirror.lag_seconds + age, 3),
         "sequence": {
             "latest": state.latest,
             "durable": state.durable,
