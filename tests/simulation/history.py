@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from target.journal.record import NO_DIGEST, RecordType
 from target.journal.ring import NewRecord
+from target.volume import Buffer
 
 SECTOR = 512
 _STAMP = struct.Struct("<8sQ")
@@ -31,7 +32,7 @@ def stamped(number: int, offset: int, length: int) -> bytes:
     )
 
 
-def stamp_of(sector: bytes | memoryview) -> int | None:
+def stamp_of(sector: Buffer) -> int | None:
     """The number of the write a sector comes from; None for zeros."""
     magic, number = _STAMP.unpack_from(sector)
     return number if magic == _MAGIC else None

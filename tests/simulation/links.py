@@ -164,8 +164,9 @@ class SimSource:
                 return
             try:
                 data = self.peer.journal_disk.pread(length, offset)
-            except OSError:
-                self._after(lambda: done(None, PeerError(str(error))))
+            except OSError as error:
+                failure = PeerError(str(error))
+                self._after(lambda: done(None, failure))
                 return
             self._after(lambda: done(data, None))
 

@@ -39,8 +39,8 @@ class Summary:
     def __str__(self) -> str:
         rate = self.runs / self.seconds if self.seconds else 0.0
         return (
-            f"{self.runs} seeds, {len(self.failures)} violations; {self.host_operations} operations of hosts, "
-            f"{self.faults} faults, {self.simulated_seconds / 3600:.1f} simulated hours in "
+            f"{self.runs} seeds, {len(self.failures)} violations; {self.host_operations} operations of "
+            f"hosts, {self.faults} faults, {self.simulated_seconds / 3600:.1f} simulated hours in "
             f"{self.seconds:.0f} s ({rate:.1f} seeds/s)"
         )
 

@@ -1,4 +1,5 @@
-"""What a person does after everything: look who reigns, resync, delete and create only where nothing else helps.
+"""What a person does after everything: look who reigns, resync; delete and create where nothing else
+helps.
 
 No step looks into a site: only what the agents show and answer counts. It ends when all pairs are in PAIR,
 with everything restored and both sites equal, or it is a violation: a state nobody gets out of.

@@ -1,4 +1,4 @@
-"""One run: the steps of a plan, then the end of all faults, then what a person does to bring the sites together."""
+"""One run: the steps of a plan, the end of all faults, then what a person does to bring the sites together."""
 
 from __future__ import annotations
 
@@ -94,12 +94,15 @@ class Actions:
         if name != SERVING:
             return self._world.sites[name]
         for site in self._world.sites.values():
-            if site.target.alive and site.target.group.access is Access.SERVE:
-                if (
+            if (
+                site.target.alive
+                and site.target.group.access is Access.SERVE
+                and (
                     site.target.group.role is not Role.PRIMARY
                     or not site.target.group.journal.superblock.primary
-                ):
-                    return site
+                )
+            ):
+                return site
         return None
 
     def _host(self, kind: str, name: str, volume: int, sector: int, sectors: int, fua: bool) -> None:

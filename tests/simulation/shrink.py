@@ -19,7 +19,11 @@ def kind_of(violation: str) -> str:
 
 
 def shrink(
-    plan: Plan, violation: str, *, seconds_max: float = _SECONDS_MAX, tell: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    violation: str,
+    *,
+    seconds_max: float = _SECONDS_MAX,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, str]:
     """The shortest plan found that fails in the same way, and its violation."""
     wanted = kind_of(violation)

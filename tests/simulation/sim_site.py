@@ -56,6 +56,8 @@ class SimSite:
         """The last pack with a write that was acknowledged: lost only when the machine stops."""
         self.failed_on_purpose = False
         """A disk of it was made to fail: it may refuse everything until it is started again."""
+        self.target_tail_sequence = 0
+        """Where the ring began when its history was given up: what lay before it could not be exported."""
         self.marked_at = 0.0
         """When the last marker was answered here."""
         self._image: tuple[Node, Image] | None = None
@@ -125,7 +127,7 @@ class SimSite:
         for name, disk in self.disks.items():
             disk.on_operation = operation
             disk.cold_chance = lambda: self.world.cold_chance > self.world.clock.random.random()
-            disk.on_write = lambda offset, data, name=name: self.world.tell(  # type: ignore[misc]
+            disk.on_write = lambda offset, data, name=name: self.world.tell(
                 "data_written", self, name, offset, data
             )
         self.journal_disk.on_operation = operation

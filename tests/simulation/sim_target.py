@@ -15,7 +15,7 @@ from target.group import Access, ConsistencyGroup, GroupSettings
 from target.group_volume import GroupVolume
 from target.journal.record import PackHeader, SequenceNumber
 from target.journal.ring import Commit, Journal, NewRecord
-from target.journal.superblock import Position
+from target.journal.superblock import Position, Role
 from target.open_group import open_group
 from target.volume import Buffer
 from tests.simulation.conversation import Conversation, Reply
@@ -135,7 +135,8 @@ class SimTarget:
             ends = [journal.index.boundary(number) for number in range(known + 1, len(journal.index))]
             ends.append(journal.head)
             kept = [record._replace(data=bytes(record.data)) for record in records]
-            start, nodes = 0, []
+            start = 0
+            nodes: list[Node] = []
             for end in ends:
                 parent = nodes[-1] if nodes else site.node
                 count = end.sequence - parent.last
@@ -162,6 +163,7 @@ class SimTarget:
                 site.received(node)
 
         def watched_restart(sequence: SequenceNumber, digest: bytes) -> None:
+            site.target_tail_sequence = journal.superblock.tail.sequence
             restart_at(sequence, digest)
             site.restarting()
 
@@ -187,6 +189,8 @@ class SimTarget:
         def watched_access(access: Access, reason: str = "") -> None:
             before = group.access
             original_follow(access, reason)
+            if access is Access.SERVE and group.role is Role.PRIMARY:
+                world.reigns_since.setdefault((site.name, journal.superblock.reign), world.clock.now)
             if group.access is not before:
                 world.tell("access_changed", site, before, group.access)
 

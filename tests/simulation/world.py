@@ -41,6 +41,9 @@ class World:
         self.replays = plan.replays
         self.cold_chance = plan.cold_chance
         self.last_fault_at = 0.0
+        self.reigns_since: dict[tuple[str, int], float] = {}
+        """(site, reign) -> when it began."""
+        self.diverged_since: dict[tuple[str, bytes], float] = {}
         self.history = History(dict(enumerate(plan.volume_bytes, start=1)))
         self.paths = Paths(self)
         self.operators = Operators(self)
@@ -150,6 +153,18 @@ class World:
         self.clock.at(_TICK_SECONDS, self._tick, self)
         self.tell("tick")
         self.operators.check_none_hangs()
+
+    @property
+    def quiet(self) -> bool:
+        """Everything runs, every path is open and quick."""
+        return (
+            self.paths.whole
+            and self.paths.latency_factor == 1.0
+            and all(
+                site.target.alive and site.agent.alive and site.slowness == 1.0 and not site.crash_pending
+                for site in self.sites.values()
+            )
+        )
 
     @contextlib.contextmanager
     def all_in_memory(self) -> Iterator[None]:

@@ -35,6 +35,6 @@ class BaseContent(Checker):
                 right = hashlib.sha256(content).digest() == record.data
             if not right:
                 self.fail(
-                    f"record {node.first + number} of {site.name} ({RecordType(record.type).name}) is not what "
-                    f"volume {record.volume} holds at {record.offset}+{record.length}"
+                    f"record {node.first + number} of {site.name} ({RecordType(record.type).name}) is not "
+                    f"what volume {record.volume} holds at {record.offset}+{record.length}"
                 )

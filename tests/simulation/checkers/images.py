@@ -67,5 +67,6 @@ class Images(Checker):
             count = sum(1 for _ in first_difference(content, found[number]))
             self.fail(
                 f"{site.name} ({site.target.group.role.name}) does not show {what}: {count} sectors of "
-                f"{site.volume_names[number]} differ; sector {sector} should be of write {wanted}, is of {had}"
+                f"{site.volume_names[number]} differ; sector {sector} should be of write {wanted}, "
+                f"is of {had}"
             )

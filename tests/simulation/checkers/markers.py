@@ -26,7 +26,7 @@ class Markers(Checker):
         found = self.world.history.node_of_write.get(request.number)
         if request.error is not None or found is None:
             return
-        node, sequence = found
+        _node, sequence = found
         cut = self._cut.get(request.site.name)
         if cut is not None and request.submitted_at > request.site.marked_at and sequence <= cut[0]:
             marker = self.world.history.at_sequence(request.site.node, cut[0])
