@@ -1,4 +1,4 @@
-"""One run: the steps of a plan, the end of all faults, then what a person does to bring the sites together."""
+"""One run: the steps of a plan, the end of all faults, then what a person does to bring sites together."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ import pytest
 
 from hostagent.line_stream import SILENCE_SECONDS_MAX, LineStream
 from hostagent.rpc import Caller, Params, Reply, Result, serve
-from target.control.lines import Message
-from target.control.lines import LINE_BYTES_MAX
+from target.control.lines import LINE_BYTES_MAX, Message
 from target.control.wire_error import error_from_wire, error_to_wire
 from target.errors import ConflictError, IntegrityError, OperatorError, PeerError, ReplctlError
 
