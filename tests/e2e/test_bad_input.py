@@ -66,7 +66,7 @@ MISTAKES = {
         "target", r"journal_size = \d+", 'journal_size = "12 parsecs"', ("journal_size", "12 parsecs")
     ),
     "small journal": Mistake(
-        "target", r"journal_size = \d+", 'journal_size = "8MiB"', ("journal_size", "make it at least")
+        "target", r"journal_size = \d+", 'journal_size = "8MiB"', ("journal_size", "at least 48MiB")
     ),
     "LUN twice": Mistake("target", r"lun = 1\n", "lun = 0\n", ("lun", "0", "twice")),
     "bad address": Mistake("target", r'portals = \[".*"\]', 'portals = ["nowhere"]', ("portals", "nowhere")),
