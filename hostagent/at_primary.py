@@ -17,6 +17,8 @@ from target.errors import ReplctlError
 if TYPE_CHECKING:
     from hostagent.copy_manager import CopyManager
 
+_STRAY_SECONDS = 1.0
+
 
 class AtPrimary:
     """For every group whose role is primary."""
@@ -89,10 +91,14 @@ class AtPrimary:
         fetch = params.get("fetch") or {}
         reason = params.get("failed") or (fetch.get("reason") if fetch.get("state") == "lost" else "")
         flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
-        if not reason or not flows or self._manager.flows.busy(group.name):
+        if not reason or not flows or self._makes_follow(group):
             return
         suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
+    def _makes_follow(self, group: Group) -> bool:
+        """A flow is under way whose business it is what the mirrors do."""
+        return self._manager.flows.doing(group.name) in ("pair create", "pair resync", "takeover")
 
     def look_at_mirror(self, group: Group, site: str, theirs: GroupState) -> None:
         """A mirror that says, asked by us, that it does not follow us gets no journal until a resync.
@@ -103,10 +109,21 @@ class AtPrimary:
         if state is None or state.role != "primary" or state.primary or state.access != "serve":
             return
         flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
+        known = {(epoch.epoch, epoch.reign) for epoch in state.epochs}
         follows = theirs.role == "secondary" and theirs.primary == self._environment.site
-        if follows or not flows or self._manager.flows.busy(group.name):
+        shares = not theirs.epochs or (theirs.epoch, theirs.reign) in known
+        if (follows and shares) or not flows or self._makes_follow(group):
+            group.strays.pop(site, None)
             return
-        reason = f"{site} does not follow this site, it is {theirs.role}: pair resync"
+        now = self._environment.monotonic()
+        if now - group.strays.setdefault(site, now) < _STRAY_SECONDS:
+            return  # its agent may not have heard yet what its subsystem became
+        if follows:
+            reason = (
+                f"{site} has an epoch {theirs.epoch} of its own, from a takeover that broke off: pair resync"
+            )
+        else:
+            reason = f"{site} does not follow this site, it is {theirs.role}: pair resync"
         suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 

@@ -65,4 +65,6 @@ class Group:
     promised_to: str = ""
     """The peer that a planned takeover was promised to; '' when that is not known any more."""
     mirror_states: dict[str, str] = field(default_factory=dict)
+    strays: dict[str, float] = field(default_factory=dict)
+    """Mirrors that say they do not follow us, and since when."""
     pairs_saved_at: float = 0.0

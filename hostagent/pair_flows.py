@@ -155,10 +155,16 @@ class PairFlows:
             marker = yield Call(None, "marker.create", {"group": group.name, "name": f"split {name}"})
             sequence = int(marker["sequence"])
             yield Wait(
-                lambda name=name, sequence=sequence: self._restored(group, name) >= sequence,  # type: ignore[misc]
+                lambda name=name, sequence=sequence: (  # type: ignore[misc]
+                    self._restored(group, name) >= sequence or not self._flows(group, name)
+                ),
                 f"restoring the split point at {name}",
                 CATCH_UP_SECONDS,
             )
+            if self._restored(group, name) < sequence:
+                raise PeerError(
+                    f"{name} was suspended before it had the split point: resync, then split again"
+                )
             suspended = {
                 "group": group.name,
                 "mirror": name,
@@ -176,6 +182,12 @@ class PairFlows:
         return (
             yield Call(name, "pair.split", {"group": group.name, "primary": self._environment.site}, 60.0)
         )
+
+    def _flows(self, group: Group, site: str) -> bool:
+        """The journal goes to this site; unknown counts as yes."""
+        if group.state is None:
+            return True
+        return any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in group.state.mirrors)
 
     def _restored(self, group: Group, site: str) -> int:
         if group.state is None:
