@@ -111,6 +111,7 @@ def _lag_seconds(group: ConsistencyGroup, mirror: Mirror) -> float | None:
     if mirror.entry.state is MirrorState.COPY:
         return None
     last = group.last_marker_at(mirror.entry.restored)
-    if last is None:
-        return None
+    epochs = group.journal.superblock.epochs
+    if last is None or (epochs and last[0] <= epochs[-1].fork_sequence):
+        return None  # a marker of an earlier primary has the time of another clock
     return max(0.0, (group.scheduler.wall_ns() - last[1].time_ns) / 1e9)
