@@ -135,6 +135,9 @@ class Hosts(Checker):
                 self.fail(f"write {number} was appended twice at {site.name}")
             self.world.history.node_of_write[number] = (node, node.first + index)
 
+    def stopped(self, site: SimSite, power: bool) -> None:
+        self._zeros.pop(site.name, None)
+
     def _take_zero(self, site: SimSite, volume: int, offset: int, length: int) -> int:
         wanted = (site.volume_names[volume], offset, length)
         waiting = self._zeros.get(site.name, deque())

@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from tests.simulation.hosts import HostRequest
     from tests.simulation.operators import OperatorRequest
     from tests.simulation.sim_site import SimSite
+    from tests.simulation.world import World
 
 _KNOWN_AFTER_SECONDS = 3.0
 
 
 class OneWriter(Checker):
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._forced_at: dict[str, float] = {}
+
+    def asked(self, request: OperatorRequest) -> None:
+        if request.op == "takeover" and request.params.get("force"):
+            self._forced_at[request.site.name] = self.world.clock.now
+
     def answered(self, request: HostRequest) -> None:
         if request.kind not in ("write", "zero") or request.error is not None:
             return
@@ -85,6 +94,8 @@ class OneWriter(Checker):
         old = self.world.sites[plan["old_primary"]]
         if not old.target.alive or not request.site.target.alive:
             return
+        if self._forced_at.get(old.name, -1.0) >= request.asked_at:
+            return  # an operator had it serve all the same
         common = self.world.history.common(old.node, request.site.node)
         if common is old.node or common is None:
             return
