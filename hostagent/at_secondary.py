@@ -47,7 +47,7 @@ class AtSecondary:
     def fetch(self, group: Group, state: GroupState) -> None:
         """Keep the transfer running, and tell it how far it may read."""
         announced = group.announced
-        if announced is None:
+        if announced is None or group.begins_to_follow:
             return
         running = state.fetch is not None and state.fetch.state in ("connecting", "reading")
         if running:
@@ -103,6 +103,7 @@ class AtSecondary:
                 "portal": portal,
                 "target": target,
                 "lun": result["lun"],
+                "sequence": result["sequence"],
                 "lsn": result["lsn"],
                 "durable_lsn": result["durable_lsn"],
             },
@@ -111,7 +112,7 @@ class AtSecondary:
         )
 
     def tell_positions(self, group: Group, state: GroupState) -> None:
-        if not state.primary or not self._environment.link_up(state.primary):
+        if group.begins_to_follow or not state.primary or not self._environment.link_up(state.primary):
             return
         now = self._environment.monotonic()
         facts = (

@@ -57,6 +57,8 @@ class Group:
     confirm_since: float | None = None
     asking: bool = False
     next_ask_at: float = 0.0
+    begins_to_follow: bool = False
+    """Our subsystem was told to follow anew; what it told before says nothing of that."""
     fetch_asked: bool = False
     fetch_retry_at: float = 0.0
     advanced_to: int = 0

@@ -196,7 +196,21 @@ class Requests:
         self._may_follow(group, peer)
         self._manager.log(group.name, "follow", f"follows {peer} from record {params['sequence']} on")
         group.announced = None
-        self._ask_target("group.follow", {**params, "primary": peer}, reply)
+        group.begins_to_follow = True
+
+        def followed(result: Result | None, error: ReplctlError | None) -> None:
+            """Answer when we know the new state: what we tell the primary then is of nothing older."""
+
+            def looked(state: Result | None, failure: ReplctlError | None) -> None:
+                group.begins_to_follow = False
+                if state is not None:
+                    self._manager.on_group_state(state)
+                wrong = error or failure
+                reply(result) if wrong is None else reply(error=wrong)
+
+            self._environment.call(None, "group.state", {"group": group.name}, looked, 10.0)
+
+        self._environment.call(None, "group.follow", {**params, "primary": peer}, followed, _SLOW_SECONDS)
 
     def _fence(self, peer: str, params: Params, reply: Reply) -> None:
         """The primary is about to merge what we wrote alone: stand still."""

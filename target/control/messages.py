@@ -258,12 +258,17 @@ class Promote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StartFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Read the peer's journal LUN from `lsn` (the peer's) on, up to `durable_lsn`."""
+    """Read the peer's journal LUN from `lsn` (the peer's) on, up to `durable_lsn`.
+
+    `sequence`: the last record before `lsn`. It must be the last we have: the answer that told the place may
+    be from before we began to follow anew.
+    """
 
     group: str
     portal: str
     target: str
     lun: int
+    sequence: int
     lsn: int
     durable_lsn: int
 

@@ -327,6 +327,11 @@ class Operations:
         group = self._engine.group(params.group)
         if group.role is not Role.SECONDARY:
             raise OperatorError(f"group {group.name!r} is no secondary here: it fetches from nobody")
+        latest = group.journal.head.sequence
+        if params.sequence != latest:
+            raise OperatorError(
+                f"group {group.name!r} has record {latest}: reading on from {params.sequence} does not fit"
+            )
         fetch = self._engine.start_fetch(group, params.portal, params.target, params.lun, params.lsn)
         fetch.advance(params.durable_lsn)
         reply()

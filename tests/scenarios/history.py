@@ -278,6 +278,18 @@ class History:
             last = {writes[-1] for of_block in self._of_block.values() for writes in of_block.values()}
             self._writes = {sequence: self._writes[sequence] for sequence in last if sequence}
 
+    def expect_image(self, content: Mapping[str, bytes], site: str) -> None:
+        """The content is exactly what every write has left."""
+        cut = self.cut(content)
+        for name, of_block in self._of_block.items():
+            for block, writes in of_block.items():
+                here = cut.sequences[name][block]
+                if here != writes[-1]:
+                    last = self._writes.get(writes[-1])
+                    raise Violation(f"{site}: block {block} of {name} holds write {here} instead of {last}")
+        if content != self.image():
+            raise Violation(f"{site}: blocks that nobody wrote are not zero")
+
     def image(self) -> dict[str, bytes]:
         """The content of all volumes after every write."""
         images = {name: bytearray(count * BLOCK_BYTES) for name, count in self.volumes.items()}

@@ -91,6 +91,12 @@ class SiteLab:
         assert isinstance(answer, dict), said
         return answer
 
+    def state(self, site: str) -> Facts:
+        """The group as its storage subsystem knows it now; the agent's word may be a moment old."""
+        path = self.lab.files.agent_socket(site).with_name("target.sock")
+        with AgentClient(path) as client:
+            return client.call("group.state", {"group": GROUP})
+
     def status(self, site: str) -> Facts:
         return self.ask(site, "pair.status")
 
@@ -131,11 +137,11 @@ class SiteLab:
 
     def wait_equal(self, primary: str, mirror: str, seconds: float = WAIT_SECONDS) -> None:
         """Nothing is written: until the pair is in PAIR and the mirror has restored all there is."""
-        head = self.ask(primary, "group.status")["latest"]
+        head = self.state(primary)["latest"]
 
         def reached() -> bool:
-            state = self.mirror(primary, mirror)
-            return bool(state["status"] == "PAIR" and state["sequence"]["restored"] >= head)
+            paired = bool(self.mirror(primary, mirror)["status"] == "PAIR")
+            return paired and int(self.state(mirror)["restored"]) >= head
 
         self.wait(f"{mirror} having restored record {head} of {primary}", reached, seconds)
 
@@ -145,7 +151,7 @@ class SiteLab:
 
         def reached() -> bool:
             nonlocal last
-            state = self.ask(site, "group.status")
+            state = self.state(site)
             before, last = last, state["latest"]
             return before == last == state["durable"] == state["restored"] and bool(state["consistent"])
 

@@ -1,4 +1,4 @@
-"""When a primary that waits may serve: only on the word of every mirror, given after the last promise."""
+"""Words that cross each other on the way: what was said before a promise, or before following anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hostagent.copy_manager import CopyManager
 from hostagent.flow import Done
 from hostagent.requests import Requests
 from hostagent.store import Store
-from target.control.messages import GroupState, MarkerState, MirrorStatus
+from target.control.messages import FetchStatus, GroupState, MarkerState, MirrorStatus
 
 GROUP = "group1"
 
@@ -29,6 +29,7 @@ class Surroundings:
     def __init__(self) -> None:
         self.now = 100.0
         self.calls: list[tuple[str | None, str, dict[str, Any], Done]] = []
+        self.notes: list[tuple[str, dict[str, Any]]] = []
 
     def call(
         self, site: str | None, op: str, params: dict[str, Any], done: Done, timeout_seconds: float
@@ -36,7 +37,7 @@ class Surroundings:
         self.calls.append((site, op, params, done))
 
     def notify(self, site: str, note: str, params: dict[str, Any]) -> None:
-        pass
+        self.notes.append((note, params))
 
     def link_up(self, site: str) -> bool:
         return True
@@ -46,6 +47,12 @@ class Surroundings:
 
     def peers(self) -> list[str]:
         return ["a"]
+
+    def told(self, note: str) -> list[dict[str, Any]]:
+        """The notes of a kind that were not taken yet."""
+        found = [params for name, params in self.notes if name == note]
+        self.notes = [told for told in self.notes if told[0] != note]
+        return found
 
     def monotonic(self) -> float:
         return self.now
@@ -63,7 +70,9 @@ class Surroundings:
         return found
 
 
-def state(role: str, access: str, *, mirrors: tuple[str, ...] = ()) -> dict[str, Any]:
+def state(
+    role: str, access: str, *, mirrors: tuple[str, ...] = (), fetch: FetchStatus | None = None
+) -> dict[str, Any]:
     nothing = MarkerState(0, 0, "")
     whole = GroupState(
         name=GROUP,
@@ -71,7 +80,7 @@ def state(role: str, access: str, *, mirrors: tuple[str, ...] = ()) -> dict[str,
         role=role,
         access=access,
         reason="",
-        primary="" if role == "primary" else "b",
+        primary="" if role == "primary" else "a",
         promised=False,
         superseded=False,
         changing="",
@@ -106,7 +115,7 @@ def state(role: str, access: str, *, mirrors: tuple[str, ...] = ()) -> dict[str,
             )
             for name in mirrors
         ],
-        fetch=None,
+        fetch=fetch,
         verify=None,
     )
     built: dict[str, Any] = msgspec.to_builtins(whole)
@@ -152,3 +161,30 @@ def test_an_answer_that_crosses_a_repeated_takeover_confirms_nothing(
     answer({"state": state("secondary", "read_only")}, None)
     manager.on_tick()
     assert access_asked(surroundings) == []
+
+
+def test_a_site_that_begins_to_follow_tells_nothing_of_before(
+    surroundings: Surroundings, manager: CopyManager
+) -> None:
+    """The primary would suspend the pair again for a transfer that failed before the resync."""
+    lost = FetchStatus("lost", "record 7: its data do not match their CRC", 4096)
+    manager.on_group_state(state("secondary", "read_only", fetch=lost))
+    assert [note["fetch"]["state"] for note in surroundings.told("mirror.positions")] == ["lost"]
+    answers: list[object] = []
+    Requests(manager).handle(
+        "a",
+        "pair.follow",
+        {"group": GROUP, "sequence": 10},
+        lambda result=None, error=None: answers.append(result if error is None else error),
+    )
+    ((_, followed),) = surroundings.take("group.follow")
+    surroundings.now += 1.0
+    manager.on_tick()
+    followed({}, None)
+    manager.on_tick()
+    assert surroundings.told("mirror.positions") == []
+    assert answers == []
+    ((_, looked),) = surroundings.take("group.state")
+    looked(state("secondary", "read_only"), None)
+    assert answers == [{}]
+    assert [note["fetch"] for note in surroundings.told("mirror.positions")] == [None]
