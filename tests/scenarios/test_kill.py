@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, of any daemon, under load: the pair goes on by itself and nothing is lost.
+"""SIGKILL at random moments, of any daemon, under load, with links whole or cut: the pair goes on by itself.
 
 A SIGKILL takes the process and leaves the machine: what was written to files is in the page cache still. So
 these rounds ask for more than I1 does, for every acknowledged write; losing the cache as well is what
@@ -17,6 +17,7 @@ from tests.scenarios.load import Load
 from tests.scenarios.site_lab import SiteLab, rounds, seed
 
 VICTIMS = [(site, daemon) for site in "ab" for daemon in ("target", "hostagent")]
+LINKS: list[tuple[str, ...]] = [(), (), (), (), ("san",), ("management",), ("management", "san")]
 
 
 @pytest.mark.timeout(3600)
@@ -36,8 +37,12 @@ def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
                     markers[name] = history.now()
                     lab.create_marker("a", name)
                     load.wait_acknowledged(chance.randrange(60))
+                    links = chance.choice(LINKS)
                     victims = chance.sample(VICTIMS, chance.choice((1, 1, 1, 2)))
-                    trail.append(f"round {round_number}: SIGKILL to {victims}")
+                    trail.append(f"round {round_number}: cut {links}, SIGKILL to {victims}")
+                    if links:
+                        lab.cut(*links)
+                        load.wait_acknowledged(chance.randrange(60))
                     for site, daemon in victims:
                         moment = history.now()
                         lab.kill(site, daemon)
@@ -48,6 +53,9 @@ def test_any_daemon_may_die_at_any_moment(lab: SiteLab) -> None:
                         found = history.read(lab.up_and_read("a"))
                         history.require(found, before, "read right after the restart")
                     lab.up()
+                    if links:
+                        load.wait_acknowledged(chance.randrange(60))
+                        lab.join(*links)
                 load.wait_acknowledged(1)
             check_primary(lab, history, "a")
             check_equal(lab, history, "a", "b")
