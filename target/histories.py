@@ -192,8 +192,8 @@ def unapplied(
 def demote(group: ConsistencyGroup, done: Done) -> None:
     """No pair any more: serve, journal for our own safety, forget all mirrors.
 
-    A copy that was not complete is a point of nobody's history: what it is from here on begins a history of
-    its own, so that no resync ever takes it for a part of the old one.
+    A secondary begins a history of its own: what it writes from here on is no part of its primary's reign,
+    and what it holds may be no point of it. Only who reigned itself goes on as it was.
     """
     ended = exclusively(group, "the end of a pair", done)
     if ended is None:
@@ -206,7 +206,7 @@ def demote(group: ConsistencyGroup, done: Done) -> None:
             group.background.following = group.receiving = False
             group.background.restart()
         group.mirrors.clear()
-        if group.role is Role.SECONDARY and not group.journal.superblock.flags & Flag.CONSISTENT:
+        if group.role is Role.SECONDARY:
             _begin_anew(group)
         flags = group.journal.superblock.flags & ~(Flag.PROMISED | Flag.SUPERSEDED)
         group.journal.change_superblock(role=Role.SIMPLEX, flags=flags | Flag.CONSISTENT, primary="")
