@@ -20,7 +20,7 @@ from target.background import Background
 from target.base_copy import BaseCopy
 from target.control.messages import GroupState
 from target.group import Access, ConsistencyGroup
-from target.journal import recovery, scan, superblock
+from target.journal import recovery, ring, scan, superblock
 from target.journal.recovery import Decision
 from target.journal.ring import Commit, Journal
 from target.obtain import Entry, WritePath
@@ -253,6 +253,12 @@ def clear_bits_before_durable() -> Any:
         self._mirrors.save(self._mirror)
 
     return patch.object(BaseCopy, "_append", append)
+
+
+@mutant
+def superblock_written_over_the_good_one() -> Any:
+    """Both copies go to one place: a torn one leaves only what stood there when the journal was made."""
+    return patch.object(ring, "COPIES", 1)
 
 
 @mutant

@@ -32,6 +32,10 @@ class OperatorRequest:
         self.error: ReplctlError | None = None
         self.ended = False
 
+    def agent_runs(self, name: str) -> bool:
+        """Whether a flow of this name is under way where it was asked."""
+        return self.site.agent.alive and self.site.agent.manager.flows.doing(GROUP) == name
+
     def __repr__(self) -> str:
         extra = ", ".join(f"{key} {value}" for key, value in self.params.items() if key != "group")
         return f"<{self.op} at {self.site.name}{': ' + extra if extra else ''}>"

@@ -118,10 +118,14 @@ class Actions:
         site.start_agent()
 
     def _kill_target(self, name: str, after: int) -> None:
-        self._crash(self._world.sites[name], after, power=False)
+        site = self._site(name)
+        if site is not None:
+            self._crash(site, after, power=False)
 
     def _power(self, name: str, after: int) -> None:
-        self._crash(self._world.sites[name], after, power=True)
+        site = self._site(name)
+        if site is not None:
+            self._crash(site, after, power=True)
 
     def _crash(self, site: SimSite, after: int, *, power: bool) -> None:
         site.crash_after(after, power=power)

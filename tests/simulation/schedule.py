@@ -162,9 +162,15 @@ def _operators(
         other = rng.choice([name for name in sites if name != site])
         op = rng.choices(
             ("pair.resync", "takeover force", "takeover", "pair.split", "pair.delete", "pair.create",
-             "marker.create", "verify", "takeover both"),
-            (26, 10, 18, 9, 3, 6, 14, 9, 3),
+             "marker.create", "verify", "takeover both", "takeover behind"),
+            (26, 8, 18, 9, 3, 6, 14, 9, 3, 5),
         )[0]  # fmt: skip
+        if op == "takeover behind":  # much is received and not restored yet
+            steps.append(Step(time, "slow", (site, rng.choice((30.0, 100.0, 300.0)))))
+            moment = time + rng.uniform(0.05, 1.0)
+            steps.append(Step(moment, "ask", (site, "takeover", (("force", True),))))
+            steps.append(Step(moment + 2.0, "slow", (site, 1.0)))
+            continue
         if op == "takeover both":
             for one in sites:
                 steps.append(Step(time + rng.uniform(0, 0.2), "ask", (one, "takeover", (("force", True),))))

@@ -197,6 +197,7 @@ class SimAgent:
         conversation = self._links.get(site)
         if conversation is None:
             return
+        self._world.tell("noted", self._site, note, params)
         conversation.notify(note, params)
         random = self._world.clock.random
         if self._world.replays and random.random() < _REPLAY_CHANCE:

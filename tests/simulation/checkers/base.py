@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from target.group import Access
 from target.journal.superblock import Position
@@ -73,6 +73,9 @@ class Checker:
 
     def told(self, request: OperatorRequest) -> None:
         """An operator's request was answered."""
+
+    def noted(self, site: SimSite, note: str, params: dict[str, Any]) -> None:
+        """An agent tells a peer something."""
 
     # -- time --
 

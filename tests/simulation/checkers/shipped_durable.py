@@ -22,6 +22,10 @@ class ShippedDurable(Checker):
                     f"{site.name} took {node}; on the medium of {primary.name} is {primary.really_durable}"
                 )
 
+    def _next(self, site: SimSite, other: SimSite) -> str:
+        """Who wrote the first pack that only `other` has; its own is of a takeover that broke off."""
+        return self.world.history.path(site.node, other.node)[0].site
+
     def started(self, site: SimSite, after_power_loss: bool) -> None:
         if site.group_failed:
             return
@@ -32,5 +36,5 @@ class ShippedDurable(Checker):
             if superblock.role is not Role.SECONDARY or superblock.primary != site.name:
                 continue
             common = self.world.history.common(other.node, site.node)
-            if common is site.node and other.node is not site.node:
+            if common is site.node and other.node is not site.node and self._next(site, other) == site.name:
                 self.fail(f"{site.name} came back with {site.node}, and {other.name} has {other.node} of it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from target.journal.record import RecordType
 from target.journal.superblock import Role
@@ -46,6 +46,17 @@ class StatusTruth(Checker):
         self._durable[site.name] = max(self._durable.get(site.name, 0), site.really_durable.last)
         applied = site.target.group.background.applied_sequence
         self._restored[site.name] = max(self._restored.get(site.name, 0), applied)
+
+    def noted(self, site: SimSite, note: str, params: dict[str, Any]) -> None:
+        """What a secondary tells of itself is true, and what a primary calls ready is on its medium."""
+        self._note(site)
+        if note == "mirror.positions":
+            told = (("received", self._durable), ("restored", self._restored))
+            for what, ever in told:
+                if params[what] > ever.get(site.name, 0):
+                    self.fail(
+                        f"{site.name} says it {what} record {params[what]}; it has {ever.get(site.name, 0)}"
+                    )
 
     def tick(self) -> None:
         for site in self.world.sites.values():
