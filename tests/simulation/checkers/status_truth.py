@@ -25,9 +25,11 @@ class StatusTruth(Checker):
         super().__init__(world)
         self._durable: dict[str, int] = {}
         self._restored: dict[str, int] = {}
+        self._followed_at: dict[str, float] = {}
 
     def followed(self, site: SimSite, before: Node, after: Node) -> None:
         self._durable[site.name] = self._restored[site.name] = after.last
+        self._followed_at[site.name] = self.world.clock.now
 
     def started(self, site: SimSite, after_power_loss: bool) -> None:
         self._durable[site.name] = site.really_durable.last
@@ -50,6 +52,8 @@ class StatusTruth(Checker):
     def noted(self, site: SimSite, note: str, params: dict[str, Any]) -> None:
         """What a secondary tells of itself is true, and what a primary calls ready is on its medium."""
         self._note(site)
+        if self.world.clock.now - self._followed_at.get(site.name, -1.0) < _GRACE_SECONDS:
+            return  # the agent has not heard yet what its subsystem became
         if note == "mirror.positions":
             told = (("received", self._durable), ("restored", self._restored))
             for what, ever in told:
