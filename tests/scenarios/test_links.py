@@ -15,6 +15,8 @@ from tests.scenarios.load import Load
 from tests.scenarios.site_lab import SiteLab, cut_seconds, seed
 
 _SLOWEST_SECONDS_MAX = 5.0
+_BYTES_MAX = 100 << 20
+"""What is written during a cut: the journal holds that."""
 
 
 def copies_begun(lab: SiteLab) -> int:
@@ -28,7 +30,8 @@ def test_a_cut_link_stops_no_host_and_the_pair_catches_up(lab: SiteLab, kinds: t
     history = History(lab.blocks)
     copies = copies_begun(lab)
     seconds = cut_seconds(7.0)
-    with Load(lab, "a", history, seed=seed()) as load:
+    pace = min(6_000_000, int(_BYTES_MAX / seconds))
+    with Load(lab, "a", history, seed=seed(), bytes_per_second=pace) as load:
         load.wait_acknowledged(100)
         lab.wait("a lag that is known", lambda: lab.mirror("a", "b")["lag_seconds"] is not None)
         lab.cut(*kinds)
