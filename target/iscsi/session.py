@@ -205,7 +205,10 @@ class TargetSession:
         sent_digest = frame[data_end : data_end + DIGEST_BYTES]
         if self._data_digest and data_length and pdu.digest(frame[data:data_end]) != sent_digest:
             self.housekeeping.reject(header, RejectReason.DATA_DIGEST_ERROR)
-            self.end("data digest error")  # RFC 7143 7.8: without recovery the session ends
+            if header[0] & 0x3F == Opcode.DATA_OUT:  # RFC 7143 7.8: its command fails
+                self.collection.data_out(header, frame[data : data + data_length], damaged=True)
+            else:  # the command is lost, and nothing at ErrorRecoveryLevel 0 brings it back
+                self.end("data digest error")
             return
         self._dispatch(header, frame[data : data + data_length])
 
@@ -258,6 +261,9 @@ class TargetSession:
         while (kept := self._held.pop(self.exp_cmd_sn, None)) is not None:
             self._held_bytes -= len(kept)
             self.exp_cmd_sn = self.exp_cmd_sn + 1 & 0xFFFFFFFF
+            if not kept:  # aborted before it came
+                self.max_cmd_sn = self.max_cmd_sn + 1 & 0xFFFFFFFF
+                continue
             header_end = BHS_BYTES + kept[4] * 4
             view = memoryview(kept)
             self._run(kept[0] & 0x3F, view[:header_end], view[header_end:], False)
@@ -452,9 +458,17 @@ class TargetSession:
             ).encode()
         )
 
-    def is_cmd_sn_received(self, cmd_sn: int) -> bool:
-        """Whether a command with this CmdSN was taken already (serial number arithmetic, RFC 1982)."""
-        return bool(cmd_sn - self.exp_cmd_sn & 0x80000000)
+    def skip(self, cmd_sn: int, before: int) -> bool:
+        """Take the command with this CmdSN, which has not run, for received, and never run it. False when it
+        is not one that was sent before the request with CmdSN `before` (serial number arithmetic, RFC 1982).
+        """
+        ahead = cmd_sn - self.exp_cmd_sn & 0xFFFFFFFF
+        window = self.max_cmd_sn - self.exp_cmd_sn + 1 & 0xFFFFFFFF
+        if ahead >= window or not cmd_sn - before & 0x80000000:
+            return False
+        self._held_bytes -= len(self._held.get(cmd_sn, b""))
+        self._held[cmd_sn] = b""
+        return True
 
     # The end
 

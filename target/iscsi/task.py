@@ -8,12 +8,17 @@ DataSequenceInOrder are always Yes here.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 from target.iscsi.pdu import FINAL, RESERVED_TAG, ProtocolError
 from target.scsi.command import Nexus, ScsiCommand, ScsiResult
+from target.scsi.sense import Sense, SenseKey
 from target.volume import Buffer
+
+# RFC 7143 11.4.7.2: what a target says when the data of a command did not arrive as they should.
+UNEXPECTED_UNSOLICITED_DATA = Sense(SenseKey.ABORTED_COMMAND, 0x0C, 0x0C)
+INCORRECT_AMOUNT_OF_DATA = Sense(SenseKey.ABORTED_COMMAND, 0x0C, 0x0D)
+PROTOCOL_SERVICE_CRC_ERROR = Sense(SenseKey.ABORTED_COMMAND, 0x47, 0x05)
 
 
 class TaskOwner(Protocol):
@@ -63,71 +68,103 @@ class ScsiTask(ScsiCommand):
 
 
 class CollectingTask(ScsiTask):
-    """A write whose data arrive in further PDUs."""
+    """A write whose data arrive in further PDUs.
 
-    __slots__ = ("buffer", "next_data_sn", "next_solicited", "r2t_sn", "r2ts", "received", "unsolicited_left")
+    Data that do not fit what was asked for set `failure`. They concern this command alone, so it alone ends,
+    when every sequence that was asked for has ended (RFC 7143 7.8); what still comes is dropped.
+    """
+
+    __slots__ = (
+        "buffer",
+        "failure",
+        "next_data_sn",
+        "next_solicited",
+        "r2t_sn",
+        "r2ts",
+        "received",
+        "unsolicited_end",
+    )
 
     buffer: bytearray
+    failure: Sense | None
     received: int
-    unsolicited_left: int
+    unsolicited_end: int
     next_solicited: int
     r2t_sn: int
     next_data_sn: int
-    r2ts: deque[tuple[int, int]]
+    r2ts: dict[int, int]
 
     def start(self, immediate_data: Buffer, unsolicited_left: int) -> None:
         """Take the immediate data; `unsolicited_left` bytes may follow without R2T (0: none will)."""
         # Calloc: memory is used as data arrive, so a length that is only announced costs nothing.
         self.buffer = bytearray(self.expected_length)
+        self.failure = None
         self.received = len(immediate_data)
         self.buffer[: self.received] = immediate_data
-        self.unsolicited_left = unsolicited_left
+        self.unsolicited_end = self.received + unsolicited_left if unsolicited_left else 0
         self.next_solicited = self.received
         self.r2t_sn = 0
         self.next_data_sn = 0
-        self.r2ts = deque()
+        self.r2ts = {}
 
     @property
     def complete_data(self) -> bool:
         return self.received == self.expected_length
+
+    @property
+    def awaits_data(self) -> bool:
+        """Whether a sequence of Data-Out PDUs is under way."""
+        return bool(self.r2ts or self.unsolicited_end)
 
     def grant(self, target_transfer_tag: int, length_max: int) -> tuple[int, int, int]:
         """Plan the next R2T: (R2TSN, buffer offset, length)."""
         offset = self.next_solicited
         length = min(length_max, self.expected_length - offset)
         self.next_solicited = offset + length
-        self.r2ts.append((target_transfer_tag, offset + length))
+        self.r2ts[target_transfer_tag] = offset + length
         self.r2t_sn += 1
         return self.r2t_sn - 1, offset, length
 
+    def fail(self, sense: Sense) -> None:
+        """Drop what was collected; the first reason is the one that is told."""
+        if self.failure is None:
+            self.failure = sense
+            self.buffer = bytearray()
+
     def add(self, flags: int, target_transfer_tag: int, data_sn: int, offset: int, data: Buffer) -> bool:
-        """Take a Data-Out PDU; true if it ends its sequence. ProtocolError when it is not the one to come."""
-        length = len(data)
-        if offset != self.received or data_sn != self.next_data_sn:
-            raise ProtocolError(
-                f"Data-Out with DataSN {data_sn} at offset {offset}, "
-                f"expected DataSN {self.next_data_sn} at {self.received}"
-            )
+        """Take a Data-Out PDU; true if it ends its sequence. ProtocolError when nothing asked for it."""
+        unsolicited = target_transfer_tag == RESERVED_TAG
+        end = self.unsolicited_end if unsolicited else self.r2ts.get(target_transfer_tag)
+        if end is None or self.complete_data:
+            raise ProtocolError(f"Data-Out for a target transfer tag {target_transfer_tag:#x} not in use")
         final = bool(flags & FINAL)
-        if target_transfer_tag == RESERVED_TAG:
-            if length > self.unsolicited_left:
-                raise ProtocolError("more unsolicited data than FirstBurstLength, or any where none may come")
-            self.unsolicited_left = 0 if final else self.unsolicited_left - length
-            if not final and (self.unsolicited_left == 0 or self.received + length == self.expected_length):
-                raise ProtocolError("unsolicited data do not end with the F bit")
-        else:
-            if not self.r2ts or self.r2ts[0][0] != target_transfer_tag:
-                raise ProtocolError(f"Data-Out for a target transfer tag {target_transfer_tag:#x} not in use")
-            end = self.r2ts[0][1]
-            if offset + length > end or final != (offset + length == end):
-                raise ProtocolError(
-                    f"Data-Out of {length} bytes at {offset}, F={final}: its R2T ends at {end}"
-                )
-            if final:
-                self.r2ts.popleft()
-        self.buffer[offset : offset + length] = data
-        self.received += length
-        self.next_data_sn = 0 if final else data_sn + 1
-        if final and target_transfer_tag == RESERVED_TAG:
+        behind = offset + len(data)
+        if self.failure is None:
+            sense = self._fault(end, unsolicited, data_sn, offset, behind, final)
+            if sense is not None:
+                self.fail(sense)
+            else:
+                self.buffer[offset:behind] = data
+                self.received = behind
+                self.next_data_sn = 0 if final else data_sn + 1
+        if not final and behind < end:
+            return False
+        if unsolicited:
+            self.unsolicited_end = 0
             self.next_solicited = self.received
-        return final
+        else:
+            del self.r2ts[target_transfer_tag]
+        return True
+
+    def _fault(
+        self, end: int, unsolicited: bool, data_sn: int, offset: int, behind: int, final: bool
+    ) -> Sense | None:
+        if not end:
+            return UNEXPECTED_UNSOLICITED_DATA
+        if data_sn != self.next_data_sn or offset != self.received:
+            return PROTOCOL_SERVICE_CRC_ERROR  # RFC 7143 7.9: a PDU before this one is missing
+        ends = behind == end
+        # An initiator may send less unsolicited data than it could, but says so with F.
+        if behind > end or (ends and not final) or (final and not ends and not unsolicited):
+            return INCORRECT_AMOUNT_OF_DATA
+        return None

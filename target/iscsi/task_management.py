@@ -94,9 +94,10 @@ class TaskManagement:
         session = self._session
         task = session.tasks.get(request.referenced_task_tag)
         if task is None:
-            # RFC 7143 11.6.1: a command that was received has been answered; one that was not does not exist.
-            received = session.is_cmd_sn_received(request.ref_cmd_sn)
-            self._respond(request, Response.COMPLETE if received else Response.TASK_DOES_NOT_EXIST)
+            # RFC 7143 11.6.1: one that has not come yet is aborted by taking it for received. One that has
+            # been answered is outside the window, so the initiator learns that its abort came too late.
+            skipped = session.skip(request.ref_cmd_sn, request.cmd_sn)
+            self._respond(request, Response.COMPLETE if skipped else Response.TASK_DOES_NOT_EXIST)
             return
         pending = _Pending(session, request.initiator_task_tag)
         self.abort([task], pending, tell=False)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from target.iscsi.pdu import FINAL, HOT_DATA_OUT, RESERVED_TAG
 from target.iscsi.responses import R2T
-from target.iscsi.task import CollectingTask
+from target.iscsi.task import PROTOCOL_SERVICE_CRC_ERROR, CollectingTask
+from target.scsi.command import ScsiResult, Status
 
 if TYPE_CHECKING:
     from target.iscsi.session import TargetSession
@@ -57,15 +58,20 @@ class WriteCollection:
                 ).encode()
             )
 
-    def data_out(self, header: memoryview, data: memoryview) -> None:
-        """Take a Data-Out PDU; execute its command when it was the last one."""
+    def data_out(self, header: memoryview, data: memoryview, damaged: bool = False) -> None:
+        """Take a Data-Out PDU, `damaged` by its digest; execute its command when it was the last one."""
         _, flags, _, _, _, tag, transfer_tag, _, _, _, data_sn, offset, _ = HOT_DATA_OUT.unpack_from(header)
         task = self._session.tasks.get(tag)
         if not isinstance(task, CollectingTask):
             return  # its task was aborted while the data were on their way (RFC 7143 11.5.1)
+        if damaged:
+            task.fail(PROTOCOL_SERVICE_CRC_ERROR)
         if not task.add(flags, transfer_tag, data_sn, offset, data):
             return
-        if task.complete_data:
+        if task.failure is not None:
+            if not task.awaits_data:
+                task.complete(ScsiResult(Status.CHECK_CONDITION, (), task.failure))
+        elif task.complete_data:
             task.data_out = task.buffer
             self._session.execute(task)
         elif transfer_tag == RESERVED_TAG:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,13 +20,13 @@ VOLUME_BYTES = 32 << 20
 ONE_WAY = ChapCredentials(CHAP.user, CHAP.secret)
 
 
-def run(*command: str, succeeds: bool = True) -> str:
-    """What a tool prints; it must end well, or must not."""
+def run(*command: str, succeeds: bool | None = True) -> str:
+    """What a tool prints; it must end well, or must not, or (None) its words tell."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     output = done.stdout + done.stderr
-    assert (done.returncode == 0) == succeeds, output
+    assert succeeds is None or (done.returncode == 0) == succeeds, output
     return output
 
 
@@ -92,22 +93,41 @@ def test_libiscsi_uses_header_digests(server: Server) -> None:
     assert "REPLCTL" in run("iscsi-inq", f"{server.url()}?header_digest=crc32c")
 
 
-# What of libiscsi's own test suite is about iSCSI rather than SCSI. Left out: residuals of writes, and
-# tests that want a session to outlive a sequence error or a command to be slow.
-SUITES = [
-    "iSCSI.iSCSIcmdsn",
-    "iSCSI.iSCSIResiduals.Read10Invalid",
-    "iSCSI.iSCSIResiduals.Read10Residuals",
-    "iSCSI.iSCSIResiduals.Read12Residuals",
-    "iSCSI.iSCSIResiduals.Read16Residuals",
+# libiscsi's own tests of iSCSI. Each runs in a process of its own: what a failed one leaves in libiscsi's
+# context would show in the next.
+ISCSI_TESTS = [
+    *(f"iSCSIcmdsn.iSCSICmdSnToo{which}" for which in ("High", "Low")),
+    "iSCSIdatasn.iSCSIDataSnInvalid",
+    "iSCSIResiduals.Read10Invalid",
+    *(f"iSCSIResiduals.Read{size}Residuals" for size in (10, 12, 16)),
+    *(f"iSCSIResiduals.Write{size}Residuals" for size in (10, 12, 16)),
+    *(f"iSCSIResiduals.WriteVerify{size}Residuals" for size in (10, 12, 16)),
+    "iSCSITMF.AbortTaskSimpleAsync",
+    "iSCSITMF.LUNResetSimpleAsync",
 ]
+RESET_TEST_MISTAKE = "CU_ASSERT_EQUAL(reconnect_succeeded,1)"
+"""LUNResetSimpleAsync of libiscsi 1.19 looks at a variable that only the answer to its request sets, before
+anything was sent: this assertion fails whatever a target does. Versions in which it was mended pass it.
+"""
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_libiscsi_test_suite(server: Server, suite: str) -> None:
-    output = run("iscsi-test-cu", "--dataloss", "-V", "-f", "-t", suite, server.url())
-    assert "[FAILED]" not in output, output
-    assert "passed" in output, "the suite exists"
+def test_every_iscsi_test_of_libiscsi_is_known() -> None:
+    listed = [line.strip() for line in run("iscsi-test-cu", "--list").splitlines()]
+    tests = {line.removeprefix("iSCSI.") for line in listed if line.count(".") == 2}
+    assert {name for name in tests if name.startswith("iSCSI")} == set(ISCSI_TESTS)
+
+
+@pytest.mark.parametrize("name", ISCSI_TESTS)
+def test_iscsi_test_of_libiscsi(server: Server, name: str) -> None:
+    output = run("iscsi-test-cu", "--dataloss", "-V", "-t", f"iSCSI.{name}", server.url(), succeeds=None)
+    failed = [line for line in output.splitlines() if "CU_ASSERT" in line or "CU_FAIL" in line]
+    if name == "iSCSITMF.LUNResetSimpleAsync":
+        failed = [line for line in failed if RESET_TEST_MISTAKE not in line]
+        assert "LU RESET completed" in output, output
+    assert not failed, output
+    counted = re.search(r"asserts +(\d+) +(\d+) +(\d+) +(\d+)", output)
+    assert counted is not None, output
+    assert int(counted[3]) > 0
 
 
 # QEMU

@@ -13,10 +13,11 @@ from target.iscsi.requests import DataOut
 from target.iscsi.responses import (
     R2T,
     DataIn,
+    Reject,
     ScsiResponse,
 )
 from target.scsi import cdb as cdbs
-from target.scsi.sense import decode_sense
+from target.scsi.sense import SenseKey, decode_sense
 from tests.unit.iscsi.wire import BLOCK, Feed, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume
 
@@ -237,29 +238,130 @@ def test_other_commands_are_served_while_a_write_waits_for_its_data() -> None:
     assert isinstance(wire.take_one().pdu, DataIn)
 
 
+LOST = (0x47, 0x05)
+AMOUNT = (0x0C, 0x0D)
+UNSOLICITED = (0x0C, 0x0C)
+
+
+def check_condition(wire: Wire) -> tuple[int, int]:
+    """ASC and ASCQ of the one answer there is, which must be ABORTED COMMAND (RFC 7143 11.4.7.2)."""
+    received = wire.take_one()
+    assert isinstance(received.pdu, ScsiResponse)
+    assert received.pdu.status == 2
+    sense = decode_sense(received.data[2:])
+    assert sense.key == SenseKey.ABORTED_COMMAND
+    return sense.asc, sense.ascq
+
+
+def goes_on(wire: Wire) -> bool:
+    wire.command(cdbs.read(0, 1), read=BLOCK)
+    return isinstance(wire.take_one().pdu, DataIn)
+
+
 @pytest.mark.parametrize(
-    ("offset", "data_sn", "length", "final", "ttt_delta"),
+    ("offset", "data_sn", "length", "final", "told"),
     [
-        (1, 0, 2048, True, 0),  # not where the data are missing
-        (0, 1, 2048, True, 0),  # not the next DataSN
-        (0, 0, 2048, False, 0),  # the sequence ends without F
-        (0, 0, 1024, True, 0),  # F before its end
-        (0, 0, 2052, True, 0),  # more than was asked for
-        (0, 0, 2048, True, 1),  # another transfer tag
+        (1, 0, 2048, True, LOST),  # not where the data are missing
+        (0, 1, 2048, True, LOST),  # not the next DataSN
+        (0, 0xFFFFFFFF, 2048, True, LOST),
+        (0xFFFFFFFF, 0, 2048, True, LOST),
+        (0, 0, 2048, False, AMOUNT),  # the sequence ends without F
+        (0, 0, 1024, True, AMOUNT),  # F before its end
+        (0, 0, 2052, True, AMOUNT),  # more than was asked for
     ],
 )
-def test_data_that_was_not_asked_for_ends_the_connection(
-    offset: int, data_sn: int, length: int, final: bool, ttt_delta: int
+def test_data_that_do_not_fit_end_their_command_and_nothing_else(
+    offset: int, data_sn: int, length: int, final: bool, told: tuple[int, int]
 ) -> None:
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login(**R2T_ONLY)
+    tag = wire.command(cdbs.write(0, 8), write=8 * BLOCK)
+    r2t = wire.take_one().pdu
+    assert isinstance(r2t, R2T)
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, data_sn, offset, final), bytes(length))
+    assert check_condition(wire) == told
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, 1, 0, True), bytes(512))
+    assert volume.calls == [], "nothing was written, and what comes late is dropped"
+    assert goes_on(wire)
+
+
+def test_the_answer_to_a_failed_write_waits_for_every_sequence() -> None:
+    """RFC 7143 7.8: until then the initiator still sends what the R2Ts asked for."""
+    wire = Wire([node()])
+    wire.login(**R2T_ONLY, MaxOutstandingR2T="2")
+    tag = wire.command(cdbs.write(0, 8), write=8 * BLOCK)
+    first, second = (one.pdu for one in wire.take())
+    assert isinstance(first, R2T)
+    assert isinstance(second, R2T)
+    wire.send_pdu(data_out(tag, first.target_transfer_tag, 5, 0, False), bytes(512))
+    wire.send_pdu(data_out(tag, first.target_transfer_tag, 6, 512, True), bytes(1536))
+    assert wire.take() == []
+    wire.send_pdu(data_out(tag, second.target_transfer_tag, 0, 2048, True), bytes(2048))
+    assert check_condition(wire) == LOST
+    assert goes_on(wire)
+
+
+def test_a_damaged_data_out_is_rejected_and_fails_its_command() -> None:
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login(**R2T_ONLY, DataDigest="CRC32C")
+    tag = wire.command(cdbs.write(0, 4), write=4 * BLOCK)
+    r2t = wire.take_one().pdu
+    assert isinstance(r2t, R2T)
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, 0, 0, False), pattern(1024), break_digest="data")
+    rejected = wire.take_one()
+    assert isinstance(rejected.pdu, Reject)
+    assert rejected.pdu.reason == 0x02
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, 1, 1024, True), pattern(1024))
+    assert check_condition(wire) == LOST
+    assert volume.calls == []
+    assert goes_on(wire)
+
+
+def test_unsolicited_data_where_none_may_come_end_their_command() -> None:
     wire = Wire([node()])
     wire.login(**R2T_ONLY)
     tag = wire.command(cdbs.write(0, 8), write=8 * BLOCK)
     r2t = wire.take_one().pdu
     assert isinstance(r2t, R2T)
-    with pytest.raises(ProtocolError):
-        wire.send_pdu(
-            data_out(tag, r2t.target_transfer_tag + ttt_delta, data_sn, offset, final), bytes(length)
-        )
+    wire.send_pdu(data_out(tag, RESERVED_TAG, 0, 0, True), bytes(512))
+    assert wire.take() == []
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, 0, 0, True), bytes(2048))
+    assert check_condition(wire) == UNSOLICITED
+    assert goes_on(wire)
+
+
+def test_more_unsolicited_data_than_the_first_burst_end_their_command() -> None:
+    wire = Wire([node()])
+    wire.login(**NO_R2T)
+    tag = wire.command(cdbs.write(0, 8), write=8 * BLOCK, final=False)
+    wire.send_pdu(data_out(tag, RESERVED_TAG, 0, 0, True), bytes(2560))
+    assert check_condition(wire) == AMOUNT
+    assert goes_on(wire)
+
+
+@pytest.mark.parametrize("delta", [1, 0x7FFFFFFF])
+def test_data_for_a_transfer_tag_that_nobody_gave_end_the_connection(delta: int) -> None:
+    wire = Wire([node()])
+    wire.login(**R2T_ONLY)
+    tag = wire.command(cdbs.write(0, 8), write=8 * BLOCK)
+    r2t = wire.take_one().pdu
+    assert isinstance(r2t, R2T)
+    with pytest.raises(ProtocolError, match="not in use"):
+        wire.send_pdu(data_out(tag, r2t.target_transfer_tag + delta, 0, 0, True), bytes(2048))
+
+
+def test_data_for_a_write_that_is_being_executed_end_the_connection() -> None:
+    volume = MemoryVolume(hold=True)
+    wire = Wire([node(volume)])
+    wire.login(**R2T_ONLY)
+    tag = wire.command(cdbs.write(0, 4), write=4 * BLOCK)
+    r2t = wire.take_one().pdu
+    assert isinstance(r2t, R2T)
+    wire.send_pdu(data_out(tag, r2t.target_transfer_tag, 0, 0, True), bytes(2048))
+    with pytest.raises(ProtocolError, match="not in use"):
+        wire.send_pdu(data_out(tag, RESERVED_TAG, 0, 0, True), bytes(2048))
 
 
 def test_data_out_of_an_unknown_task_is_ignored() -> None:

@@ -84,12 +84,45 @@ def test_a_write_that_waits_for_data_is_dropped_at_once() -> None:
     assert wire.take() == []
 
 
-@pytest.mark.parametrize(("delta", "response"), [(-1, Response.COMPLETE), (5, Response.TASK_DOES_NOT_EXIST)])
-def test_a_task_that_is_not_there(delta: int, response: Response) -> None:
-    """RFC 7143 11.6.1: received and answered already, or never received."""
+@pytest.mark.parametrize("delta", [-1, -2, 127, 128, 1 << 31])
+def test_a_task_that_is_not_there(delta: int) -> None:
+    """RFC 7143 11.6.1: it was answered already, or is not of this window."""
     wire, _ = held_session()
-    request(wire, Function.ABORT_TASK, referenced=12345, ref_cmd_sn=wire.cmd_sn + delta)
-    assert response_of(wire) == response
+    request(wire, Function.ABORT_TASK, referenced=12345, ref_cmd_sn=wire.cmd_sn + delta & 0xFFFFFFFF)
+    assert response_of(wire) == Response.TASK_DOES_NOT_EXIST
+
+
+def test_a_command_that_was_answered_is_not_aborted() -> None:
+    wire = Wire([node()])
+    wire.login()
+    tag = wire.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    assert isinstance(wire.take_one().pdu, ScsiResponse)
+    request(wire, Function.ABORT_TASK, referenced=tag, ref_cmd_sn=wire.cmd_sn - 1)
+    assert response_of(wire) == Response.TASK_DOES_NOT_EXIST
+
+
+@pytest.mark.parametrize("came_first", [False, True], ids=["on its way", "held"])
+def test_a_command_that_has_not_run_yet_is_aborted_by_its_number(came_first: bool) -> None:
+    """RFC 7143 11.6.1: its number counts as received, and it never runs."""
+    wire, volume = held_session()
+    volume.hold = False
+    number = wire.cmd_sn
+    if came_first:
+        wire.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK), cmd_sn=number + 1, tag=50)
+    wire.cmd_sn = number + 3
+    request(wire, Function.ABORT_TASK, referenced=50, ref_cmd_sn=number + 1)
+    assert response_of(wire) == Response.COMPLETE
+    if not came_first:
+        wire.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK), cmd_sn=number + 1, tag=50)
+    for offset in (0, 2):
+        wire.command(cdbs.read(offset, 1), read=BLOCK, cmd_sn=number + offset)
+    pdus = [one.pdu for one in wire.take()]
+    assert [type(pdu) for pdu in pdus] == [DataIn, DataIn]
+    assert volume.names() == ["read", "read"]
+    last = pdus[-1]
+    assert isinstance(last, DataIn)
+    assert last.exp_cmd_sn == number + 3
+    assert last.max_cmd_sn - last.exp_cmd_sn == 127, "its place in the window is free again"
 
 
 @pytest.mark.parametrize("function", WHOLE_SET)
