@@ -93,7 +93,9 @@ class ChapAuthenticator:
             self._algorithm, self._identifier, known.secret if known else "", self._challenge
         )
         if not hmac.compare_digest(response, expected) or known is None:
-            raise AuthenticationError(f"CHAP failed for user {user!r}")
+            # A name that is not known may be a secret typed in the wrong place: it is not repeated.
+            whom = f"for user {user!r}" if known is not None else "for a user who is not known here"
+            raise AuthenticationError(f"CHAP failed {whom}")
         answer: Pairs = []
         if "CHAP_I" in keys or "CHAP_C" in keys:
             if known.mutual_user is None or known.mutual_secret is None:

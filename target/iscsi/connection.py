@@ -41,9 +41,7 @@ class TargetConnection:
         self._owner = owner
         self._local_address = local_address
         self._on_login = on_login
-        self._login = TargetLogin(
-            nodes, registry.new_tsih(), registry.admissions, random_bytes, COMMAND_WINDOW
-        )
+        self._login = TargetLogin(nodes, registry.new_tsih, registry.admissions, random_bytes, COMMAND_WINDOW)
         self._login_output: list[Buffer] = []
         self._ending = False
         self.session: TargetSession | None = None

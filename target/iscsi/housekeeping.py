@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from target.iscsi.negotiation import INQUIRY, KEYS, REJECT, Scope, answer
 from target.iscsi.pdu import BHS_BYTES, FINAL, RESERVED_TAG
 from target.iscsi.requests import LogoutRequest, NopOut, TextRequest
 from target.iscsi.responses import LogoutResponse, NopIn, Reject, TextResponse
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 SendTargets = Callable[[str, str], Pairs]
 """(initiator name, which) -> keys. `which` is "All" or the name of a target."""
 
-_MORE_TO_COME_TAG = 1
-"""The target transfer tag of a text exchange that goes on; there is one at a time."""
-
 
 class RejectReason:
     """RFC 7143 11.17.1."""
@@ -28,6 +26,7 @@ class RejectReason:
     SNACK = 0x03
     PROTOCOL_ERROR = 0x04
     COMMAND_NOT_SUPPORTED = 0x05
+    INVALID_PDU_FIELD = 0x09
 
 
 class Housekeeping:
@@ -38,6 +37,8 @@ class Housekeeping:
         self._send_targets = send_targets
         self._text = TextCollector()
         self._text_left = b""
+        self._text_tag = RESERVED_TAG
+        """That of the exchange which goes on; there is one at a time."""
         self._ping_tag: int | None = None
 
     def nop_out(self, header: memoryview, data: memoryview) -> None:
@@ -75,43 +76,63 @@ class Housekeeping:
 
     def text_request(self, header: memoryview, data: memoryview) -> None:
         request = TextRequest.decode(header)
+        if request.target_transfer_tag == RESERVED_TAG:  # a new exchange; one that was under way is over
+            self._text = TextCollector()
+            self._text_left = b""
+        elif request.target_transfer_tag != self._text_tag:
+            self.reject(header, RejectReason.INVALID_PDU_FIELD)
+            return
         pairs = self._text.add(data, bool(request.flags & TextRequest.CONTINUE))
         if pairs is None:
             self._text_response(request, b"", 0)
             return
         # An empty request asks for what did not fit the last response.
         if pairs or not self._text_left:
+            if len(dict(pairs)) != len(pairs):
+                self.reject(header, RejectReason.PROTOCOL_ERROR)
+                return
             self._text_left = encode_text(self._answer(pairs))
         segment = self._session.peer_segment
         text, self._text_left = self._text_left[:segment], self._text_left[segment:]
         self._text_response(request, text, TextRequest.CONTINUE if self._text_left else FINAL)
 
     def _answer(self, pairs: Pairs) -> Pairs:
-        node = self._session.node
+        session = self._session
+        node = session.node
         answers: Pairs = []
         for name, value in pairs:
+            key = KEYS.get(name)
             if name == "SendTargets":
                 which = value or (node.name if node else "")
                 # RFC 7143 appendix C: "All" in a discovery session, a name there and here.
                 if node is not None and which != node.name:
-                    answers.append((name, "Reject"))
+                    answers.append((name, REJECT))
                 else:
-                    answers += self._send_targets(self._session.admission.initiator_name, which)
-            elif name == "MaxRecvDataSegmentLength":
-                answers.append((name, "Reject"))  # legal, but it would change while answers are under way
+                    answers += self._send_targets(session.admission.initiator_name, which)
+            elif key is not None and not key.field:
+                if key.scope is not Scope.ANY:
+                    answers.append((name, REJECT))
+            elif key is not None and value != INQUIRY and key.scope is not Scope.ANY:
+                answers.append((name, REJECT))  # RFC 7143 13: it may change during the login only
             else:
-                answers.append((name, "NotUnderstood"))
+                parameters = session.admission.parameters
+                changed, reply = answer(parameters, name, value, discovery=node is None)
+                if reply is not None:
+                    answers.append((name, reply))
+                elif key is not None:
+                    session.declare_segment(changed.peer_max_recv_data_segment_length)
         return answers
 
     def _text_response(self, request: TextRequest, text: bytes, flags: int) -> None:
         session = self._session
         stat_sn = session.next_stat_sn()
+        self._text_tag = RESERVED_TAG if flags == FINAL else session.next_transfer_tag()
         session.emit(
             TextResponse(
                 flags=flags,
                 lun=request.lun,
                 initiator_task_tag=request.initiator_task_tag,
-                target_transfer_tag=RESERVED_TAG if flags == FINAL else _MORE_TO_COME_TAG,
+                target_transfer_tag=self._text_tag,
                 stat_sn=stat_sn,
                 exp_cmd_sn=session.exp_cmd_sn,
                 max_cmd_sn=session.max_cmd_sn,

@@ -10,7 +10,7 @@ repeated, and both the first two may be skipped, the first only if nobody has to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -32,6 +32,9 @@ class Stage(IntEnum):
     OPERATIONAL = 1
     FULL_FEATURE = 3
 
+
+NAME_BYTES_MAX = 223
+"""RFC 7143 4.2.7.1."""
 
 TRANSITS: Mapping[int, frozenset[int]] = {
     Stage.SECURITY: frozenset({Stage.OPERATIONAL, Stage.FULL_FEATURE}),
@@ -90,14 +93,14 @@ class TargetLogin:
     def __init__(
         self,
         nodes: Sequence[TargetNode],
-        tsih_of_new_session: int,
+        new_tsih: Callable[[], int],
         live: Mapping[int, Admission],
         random_bytes: RandomBytes,
         command_window: int,
     ) -> None:
-        """`live`: the sessions that exist, by TSIH. `tsih_of_new_session` is the one that this would get."""
+        """`live`: the sessions that exist, by TSIH, whenever it is looked at."""
         self._nodes = nodes
-        self._new_tsih = tsih_of_new_session
+        self._new_tsih = new_tsih
         self._live = live
         self._random_bytes = random_bytes
         self._command_window = command_window
@@ -141,6 +144,11 @@ class TargetLogin:
         self._stage = request.current_stage
         if self._stage == Stage.SECURITY:
             answers += self._security(keys)
+            answers += [
+                (name, negotiation.NOT_UNDERSTOOD)
+                for name in keys
+                if name not in KEYS and not name.startswith("CHAP_")
+            ]
         else:
             if self._chap_required and not (self._chap and self._chap.authenticated):
                 raise _Refused(LoginStatus.AUTHENTICATION_FAILURE, "authentication is required (CHAP)")
@@ -151,7 +159,7 @@ class TargetLogin:
             flags |= LoginRequest.TRANSIT | request.next_stage
             self._stage = request.next_stage
             if self._stage == Stage.FULL_FEATURE:
-                tsih = request.tsih or self._new_tsih
+                tsih = request.tsih or self._new_tsih()
         response = self._response(request, flags, tsih)
         if self._stage == Stage.FULL_FEATURE:
             self.outcome = self._admission(request, tsih)
@@ -186,12 +194,16 @@ class TargetLogin:
 
     def _identify(self, request: LoginRequest, keys: Mapping[str, str]) -> None:
         """Who wants what: decided by the keys of the first request (RFC 7143 6.3)."""
-        self.initiator_name = keys.get("InitiatorName", "")
-        if not self.initiator_name:
+        initiator_name = keys.get("InitiatorName", "")
+        if not initiator_name:
             raise _Refused(LoginStatus.MISSING_PARAMETER, "InitiatorName is missing")
+        # RFC 7143 4.2.7: what is no name would also be no line of a log.
+        if not _is_name(initiator_name):
+            raise ProtocolError(f"InitiatorName {initiator_name[:NAME_BYTES_MAX]!r} is not an iSCSI name")
+        self.initiator_name = initiator_name
         session_type = keys.get("SessionType", "Normal")
         if session_type not in ("Normal", "Discovery"):
-            raise _Refused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType={session_type}")
+            raise _Refused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType={session_type!r}")
         self._discovery = session_type == "Discovery"
         if not self._discovery:
             name = keys.get("TargetName")
@@ -220,7 +232,7 @@ class TargetLogin:
         misplaced = [name for name in keys if name in KEYS and KEYS[name].scope is Scope.OPERATIONAL]
         if misplaced:
             raise _Refused(LoginStatus.INVALID_DURING_LOGIN, f"{misplaced[0]} in the security stage")
-        if self._chap is not None:
+        if self._chap is not None and "AuthMethod" not in keys:
             if not self._chap.challenged:
                 return self._chap.challenge(keys)
             if not self._chap.authenticated:
@@ -228,13 +240,16 @@ class TargetLogin:
             return []
         if "AuthMethod" not in keys:
             return []
+        if "AuthMethod" in self._negotiated:
+            raise ProtocolError("AuthMethod was negotiated twice")
+        self._negotiated.add("AuthMethod")
         offered = keys["AuthMethod"].split(",")
         if "None" in offered and not self._chap_required:
             return [("AuthMethod", "None")]
         nodes = [self._node] if self._node is not None else self._nodes
         credentials = {node.chap.user: node.chap for node in nodes if node.chap is not None}
         if "CHAP" not in offered or not credentials:
-            raise AuthenticationError(f"no authentication method in common with {keys['AuthMethod']}")
+            raise AuthenticationError(f"no authentication method in common with {keys['AuthMethod']!r}")
         self._chap = ChapAuthenticator(credentials, self._random_bytes)
         answers: Pairs = [("AuthMethod", "CHAP")]
         if "CHAP_A" in keys:
@@ -259,9 +274,10 @@ class TargetLogin:
                 continue
             if key is not None and key.scope is Scope.SECURITY:
                 raise _Refused(LoginStatus.INVALID_DURING_LOGIN, f"{name} in the operational stage")
-            if name in self._negotiated:
-                raise ProtocolError(f"{name} was negotiated twice")
-            self._negotiated.add(name)
+            if value != negotiation.INQUIRY:
+                if name in self._negotiated:
+                    raise ProtocolError(f"{name!r} was negotiated twice")
+                self._negotiated.add(name)
             self._parameters, reply = negotiation.answer(self._parameters, name, value, self._discovery)
             if reply is not None:
                 answers.append((name, reply))
@@ -301,3 +317,7 @@ class TargetLogin:
             stat_sn=self._stat_sn,
             parameters=self._parameters,
         )
+
+
+def _is_name(text: str) -> bool:
+    return len(text.encode()) <= NAME_BYTES_MAX and text.isprintable() and " " not in text

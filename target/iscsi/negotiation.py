@@ -18,6 +18,8 @@ from target.iscsi.text import parse_number
 REJECT = "Reject"
 IRRELEVANT = "Irrelevant"
 NOT_UNDERSTOOD = "NotUnderstood"
+INQUIRY = "?"
+"""Offered instead of a value, it asks for the current one and negotiates nothing (RFC 7143 6.2)."""
 
 MAX_RECV_DATA_SEGMENT_LENGTH = 262144
 """What we accept in one PDU, so that the 256 KiB write of a client with immediate data is one PDU."""
@@ -75,9 +77,13 @@ class Parameters:
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
     error_recovery_level: int = 0
+    task_reporting: str = "RFC3720"
+    protocol_level: int = 1
 
 
 DIGESTS = ("CRC32C", "None")
+_CHOICES: dict[str, bool | str] = {"CRC32C": True, "None": False}
+"""What the parameters hold for a choice from a list; others stand for themselves."""
 
 KEYS: dict[str, Key] = {
     "AuthMethod": Key(Rule.LIST, Scope.SECURITY),
@@ -129,10 +135,17 @@ KEYS: dict[str, Key] = {
         Rule.OR, Scope.OPERATIONAL, "data_sequence_in_order", True, irrelevant_in_discovery=True
     ),
     "ErrorRecoveryLevel": Key(Rule.MINIMUM, Scope.OPERATIONAL, "error_recovery_level", 0, 0, 2),
+    "TaskReporting": Key(
+        Rule.LIST, Scope.OPERATIONAL, "task_reporting", ("RFC3720",), irrelevant_in_discovery=True
+    ),
+    "iSCSIProtocolLevel": Key(
+        Rule.MINIMUM, Scope.OPERATIONAL, "protocol_level", 1, 0, 31, irrelevant_in_discovery=True
+    ),
+    "X#NodeArchitecture": Key(Rule.DECLARED, Scope.ANY),
 }
 
-# Keys that RFC 7143 13 made obsolete: refused by name, so that RFC 3720 initiators see a clean answer.
-OBSOLETE_KEYS = frozenset({"IFMarker", "OFMarker", "IFMarkInt", "OFMarkInt"})
+OBSOLETE_KEYS = {"IFMarker": "No", "OFMarker": "No", "IFMarkInt": REJECT, "OFMarkInt": REJECT}
+"""RFC 7143 13.25: initiators of RFC 3720 still send them, and none may be answered NotUnderstood."""
 
 
 def answer(parameters: Parameters, name: str, offer: str, discovery: bool) -> tuple[Parameters, str | None]:
@@ -141,15 +154,17 @@ def answer(parameters: Parameters, name: str, offer: str, discovery: bool) -> tu
     """
     key = KEYS.get(name)
     if key is None or not key.field:
-        return parameters, "No" if name in ("IFMarker", "OFMarker") else _refusal(name)
+        return parameters, OBSOLETE_KEYS.get(name, NOT_UNDERSTOOD)
     if discovery and key.irrelevant_in_discovery:
         return parameters, IRRELEVANT
+    if offer == INQUIRY:
+        return parameters, _current(parameters, key)
     ours = key.ours
     if isinstance(ours, tuple):
         choice = next((value for value in offer.split(",") if value in ours), None)
         if choice is None:
             return parameters, REJECT
-        return _with(parameters, key, choice != "None"), choice
+        return _with(parameters, key, _CHOICES.get(choice, choice)), choice
     if isinstance(ours, bool):
         theirs = _parse_bool(offer)
         if theirs is None:
@@ -158,11 +173,23 @@ def answer(parameters: Parameters, name: str, offer: str, discovery: bool) -> tu
         return _with(parameters, key, result), "Yes" if result else "No"
     number = _parse_in_range(key, offer)
     if number is None:
-        return parameters, None if key.rule is Rule.DECLARED else REJECT
+        return parameters, REJECT
     if key.rule is Rule.DECLARED:
         return _with(parameters, key, number), None
     number = min(number, ours) if key.rule is Rule.MINIMUM else max(number, ours)
     return _with(parameters, key, number), str(number)
+
+
+def _current(parameters: Parameters, key: Key) -> str:
+    """The value in force, as text. What a side only declares is our own."""
+    if key.rule is Rule.DECLARED:
+        return str(MAX_RECV_DATA_SEGMENT_LENGTH)
+    value = getattr(parameters, key.field)
+    if isinstance(key.ours, tuple):
+        return next((name for name, stands in _CHOICES.items() if stands is value), str(value))
+    if isinstance(value, bool):
+        return "Yes" if value else "No"
+    return str(value)
 
 
 def accept(parameters: Parameters, name: str, value: str) -> Parameters:
@@ -175,7 +202,7 @@ def accept(parameters: Parameters, name: str, value: str) -> Parameters:
     if isinstance(key.ours, tuple):
         if value not in key.ours:
             raise ProtocolError(f"{name}={value} was not offered")
-        return _with(parameters, key, value != "None")
+        return _with(parameters, key, _CHOICES.get(value, value))
     if isinstance(key.ours, bool):
         flag = _parse_bool(value)
         if flag is None:
@@ -187,13 +214,9 @@ def accept(parameters: Parameters, name: str, value: str) -> Parameters:
     return _with(parameters, key, number)
 
 
-def _with(parameters: Parameters, key: Key, value: int | bool) -> Parameters:
+def _with(parameters: Parameters, key: Key, value: int | bool | str) -> Parameters:
     changes: dict[str, Any] = {key.field: value}
     return replace(parameters, **changes)
-
-
-def _refusal(name: str) -> str:
-    return IRRELEVANT if name in OBSOLETE_KEYS else NOT_UNDERSTOOD
 
 
 def _parse_bool(value: str) -> bool | None:

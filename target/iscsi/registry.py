@@ -23,6 +23,7 @@ class SessionRegistry:
 
     def __init__(self) -> None:
         self._sessions: dict[int, TargetSession] = {}
+        self._admissions: dict[int, Admission] = {}
         self._last_tsih = 0
 
     def new_tsih(self) -> int:
@@ -34,7 +35,8 @@ class SessionRegistry:
 
     @property
     def admissions(self) -> Mapping[int, Admission]:
-        return {tsih: session.admission for tsih, session in self._sessions.items()}
+        """The live ones by TSIH: a view."""
+        return self._admissions
 
     def replaced_by(self, admission: Admission) -> TargetSession | None:
         """The session that this login takes the place of: it is to be closed before the new one starts."""
@@ -54,10 +56,12 @@ class SessionRegistry:
 
     def add(self, session: TargetSession) -> None:
         self._sessions[session.admission.tsih] = session
+        self._admissions[session.admission.tsih] = session.admission
 
     def remove(self, session: TargetSession) -> None:
         if self._sessions.get(session.admission.tsih) is session:
             del self._sessions[session.admission.tsih]
+            del self._admissions[session.admission.tsih]
 
     def sessions_of(self, target_name: str) -> list[TargetSession]:
         return [

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from target.iscsi import pdu
 from target.iscsi.answers import residual_of, send_data_in, send_response, sense_segment
+from target.iscsi.held_commands import HeldCommands
 from target.iscsi.housekeeping import Housekeeping, RejectReason, SendTargets
 from target.iscsi.login import Admission
 from target.iscsi.negotiation import MAX_RECV_DATA_SEGMENT_LENGTH
@@ -58,9 +59,6 @@ LARGE_READ_BYTES = 1 << 20
 LARGE_READS_BYTES_MAX = 128 << 20
 """Reads longer than LARGE_READ_BYTES may be under way for so many bytes; more get TASK SET FULL. The command
 window bounds the shorter ones."""
-
-HELD_BYTES_MAX = 8 << 20
-"""How much is kept of commands that arrived ahead of their CmdSN."""
 
 _REQUESTS = frozenset(
     {
@@ -121,16 +119,14 @@ class TargetSession:
         self.max_burst = parameters.max_burst_length
         self._immediate_data = parameters.immediate_data
         self._initial_r2t = parameters.initial_r2t
-        self.peer_segment = min(parameters.peer_max_recv_data_segment_length, 0xFFFFFC)
-        self._one_pdu_bytes = min(self.peer_segment, self.max_burst) if self._plain else -1
-
+        self.declare_segment(parameters.peer_max_recv_data_segment_length)
         self.collection = WriteCollection(self, self.max_burst, parameters.max_outstanding_r2t)
 
         self.exp_cmd_sn = admission.exp_cmd_sn
         self.max_cmd_sn = admission.exp_cmd_sn + COMMAND_WINDOW - 1 & 0xFFFFFFFF
         self.stat_sn = admission.stat_sn
-        self._held: dict[int, bytes] = {}
-        self._held_bytes = 0
+        self.held_commands = HeldCommands(self)
+        self._held = self.held_commands.by_cmd_sn
         self._large_reads_bytes = 0
         self._transfer_tag = 0
 
@@ -179,7 +175,7 @@ class TargetSession:
                 position = following
                 execute(decode_lun(lun) if lun else 0, task)  # type: ignore[misc]  # `plain` says it is set
                 if self._held:
-                    self._run_held()
+                    self.held_commands.run()
             else:
                 if length & 0xFFFFFF > MAX_RECV_DATA_SEGMENT_LENGTH:
                     raise ProtocolError(f"data segment of {length & 0xFFFFFF} bytes: more than was declared")
@@ -221,12 +217,12 @@ class TargetSession:
             snack = opcode == Opcode.SNACK_REQUEST
             reason = RejectReason.SNACK if snack else RejectReason.COMMAND_NOT_SUPPORTED
             self.housekeeping.reject(header, reason)
-        elif immediate or self._take_turn(int.from_bytes(header[24:28], "big"), header, data):
-            self._run(opcode, header, data, immediate)
+        elif immediate or self.held_commands.take_turn(int.from_bytes(header[24:28], "big"), header, data):
+            self.run(opcode, header, data, immediate)
             if self._held:
-                self._run_held()
+                self.held_commands.run()
 
-    def _run(self, opcode: int, header: memoryview, data: memoryview, immediate: bool) -> None:
+    def run(self, opcode: int, header: memoryview, data: memoryview, immediate: bool) -> None:
         """Execute a request whose turn it is."""
         if opcode == Opcode.SCSI_COMMAND:
             self._scsi_command(header, data, immediate)
@@ -241,32 +237,6 @@ class TargetSession:
             self.housekeeping.logout_request(header, data)
         else:
             self.task_management.request(TaskManagementRequest.decode(header))
-
-    def _take_turn(self, cmd_sn: int, header: memoryview, data: memoryview) -> bool:
-        """Whether to run this command now; one that is ahead is held, one outside the window dropped."""
-        ahead = cmd_sn - self.exp_cmd_sn & 0xFFFFFFFF
-        if ahead == 0 and self.max_cmd_sn - cmd_sn & 0x80000000 == 0:
-            self.exp_cmd_sn = cmd_sn + 1 & 0xFFFFFFFF
-            return True
-        window = self.max_cmd_sn - self.exp_cmd_sn + 1 & 0xFFFFFFFF
-        if ahead < window and cmd_sn not in self._held:
-            kept = bytes(header) + bytes(data)
-            self._held_bytes += len(kept)
-            if self._held_bytes > HELD_BYTES_MAX:
-                raise ProtocolError(f"CmdSN {self.exp_cmd_sn} does not come: too much arrived behind it")
-            self._held[cmd_sn] = kept
-        return False  # RFC 7143 4.2.2.1: outside the window, or a duplicate, is ignored
-
-    def _run_held(self) -> None:
-        while (kept := self._held.pop(self.exp_cmd_sn, None)) is not None:
-            self._held_bytes -= len(kept)
-            self.exp_cmd_sn = self.exp_cmd_sn + 1 & 0xFFFFFFFF
-            if not kept:  # aborted before it came
-                self.max_cmd_sn = self.max_cmd_sn + 1 & 0xFFFFFFFF
-                continue
-            header_end = BHS_BYTES + kept[4] * 4
-            view = memoryview(kept)
-            self._run(kept[0] & 0x3F, view[:header_end], view[header_end:], False)
 
     # SCSI commands that the hot path leaves
 
@@ -458,17 +428,10 @@ class TargetSession:
             ).encode()
         )
 
-    def skip(self, cmd_sn: int, before: int) -> bool:
-        """Take the command with this CmdSN, which has not run, for received, and never run it. False when it
-        is not one that was sent before the request with CmdSN `before` (serial number arithmetic, RFC 1982).
-        """
-        ahead = cmd_sn - self.exp_cmd_sn & 0xFFFFFFFF
-        window = self.max_cmd_sn - self.exp_cmd_sn + 1 & 0xFFFFFFFF
-        if ahead >= window or not cmd_sn - before & 0x80000000:
-            return False
-        self._held_bytes -= len(self._held.get(cmd_sn, b""))
-        self._held[cmd_sn] = b""
-        return True
+    def declare_segment(self, length: int) -> None:
+        """The initiator takes segments of this size from now on."""
+        self.peer_segment = min(length, 0xFFFFFC)
+        self._one_pdu_bytes = min(self.peer_segment, self.max_burst) if self._plain else -1
 
     # The end
 
@@ -485,6 +448,7 @@ class TargetSession:
         self.tasks.clear()
         self.output.clear()
         self.collection.clear()
+        self.held_commands.clear()
         self._registry.remove(self)
         if self.node is not None:
             self.node.device.nexus_lost(self.nexus)

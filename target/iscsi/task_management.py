@@ -96,7 +96,7 @@ class TaskManagement:
         if task is None:
             # RFC 7143 11.6.1: one that has not come yet is aborted by taking it for received. One that has
             # been answered is outside the window, so the initiator learns that its abort came too late.
-            skipped = session.skip(request.ref_cmd_sn, request.cmd_sn)
+            skipped = session.held_commands.skip(request.ref_cmd_sn, request.cmd_sn)
             self._respond(request, Response.COMPLETE if skipped else Response.TASK_DOES_NOT_EXIST)
             return
         pending = _Pending(session, request.initiator_task_tag)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable
 
 from target.iscsi.pdu import ProtocolError
@@ -20,6 +21,9 @@ TEXT_BYTES_MAX = 65536
 """More than any exchange of known keys needs; bounds what an unknown peer can make us hold."""
 
 Pairs = list[tuple[str, str]]
+
+_NUMBER = re.compile(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}")
+_HEX = re.compile(r"0[xX][0-9a-fA-F]*")
 
 
 def encode_text(pairs: Iterable[tuple[str, str]]) -> bytes:
@@ -44,11 +48,10 @@ def decode_text(raw: Buffer) -> Pairs:
 
 
 def parse_number(value: str) -> int | None:
-    """A decimal or 0x constant, None if it is neither."""
-    try:
-        return int(value, 16) if value[:2] in ("0x", "0X") else int(value, 10) if value.isdecimal() else None
-    except ValueError:
+    """A decimal or 0x constant, None if it is neither (RFC 7143 6.1: less than 2**64)."""
+    if not _NUMBER.fullmatch(value):
         return None
+    return int(value, 16 if value[:2] in ("0x", "0X") else 10)
 
 
 def encode_binary(value: bytes) -> str:
@@ -58,14 +61,14 @@ def encode_binary(value: bytes) -> str:
 def decode_binary(value: str) -> bytes:
     """A hex (0x) or base64 (0b) constant."""
     try:
-        if value[:2] in ("0x", "0X"):
+        if _HEX.fullmatch(value):
             digits = value[2:]
             return bytes.fromhex(digits if len(digits) % 2 == 0 else "0" + digits)
         if value[:2] in ("0b", "0B"):
             return base64.b64decode(value[2:], validate=True)
     except (ValueError, binascii.Error) as error:
         raise ProtocolError(f"malformed binary value: {error}") from error
-    raise ProtocolError("a binary value must start with 0x or 0b")
+    raise ProtocolError("a binary value must be 0x and hex digits, or 0b and base64")
 
 
 class TextCollector:

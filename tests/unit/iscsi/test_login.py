@@ -128,6 +128,62 @@ def test_a_key_may_not_be_negotiated_twice() -> None:
     assert refusal(wire, {"InitialR2T": "No"}) == LoginStatus.INITIATOR_ERROR
 
 
+def test_authentication_may_not_be_negotiated_twice() -> None:
+    wire = Wire([node()])
+    wire.login_request({**NORMAL, "AuthMethod": "None"}, csg=0, transit=False)
+    assert refusal(wire, {"AuthMethod": "None"}, csg=0) == LoginStatus.INITIATOR_ERROR
+    wire = Wire([node(chap=CHAP)])
+    wire.login_request({**NORMAL, "AuthMethod": "CHAP"}, csg=0, transit=False)
+    assert refusal(wire, {"AuthMethod": "CHAP"}, csg=0) == LoginStatus.INITIATOR_ERROR
+
+
+def test_an_inquiry_does_not_count_as_negotiation() -> None:
+    wire = Wire([node()])
+    _, keys = wire.login_request({**NORMAL, "MaxBurstLength": "?"}, transit=False)
+    assert keys["MaxBurstLength"] == "262144"
+    _, keys = wire.login_request({"MaxBurstLength": "4096"}, transit=False)
+    assert keys["MaxBurstLength"] == "4096"
+    _, keys = wire.login_request({"MaxBurstLength": "?"})
+    assert keys["MaxBurstLength"] == "4096"
+
+
+def test_a_rejected_offer_leaves_the_default_and_the_login_goes_on() -> None:
+    wire = Wire([node()])
+    response, keys = wire.login_request({**NORMAL, "MaxRecvDataSegmentLength": "100", "MaxBurstLength": "1"})
+    assert response.transit
+    assert keys["MaxBurstLength"] == "Reject"
+    assert wire.connection.session is not None
+    assert wire.connection.session.peer_segment == 8192
+
+
+def test_what_is_not_understood_is_answered_in_the_security_stage_too() -> None:
+    wire = Wire([node()])
+    keys = {**NORMAL, "AuthMethod": "None", "X-com.example": "1", "InitiatorAlias": "a host"}
+    _, answers = wire.login_request(keys, csg=0, nsg=1)
+    assert answers == {"TargetPortalGroupTag": "1", "AuthMethod": "None", "X-com.example": "NotUnderstood"}
+
+
+@pytest.mark.parametrize(
+    "name", ["iqn.2024-01.example:a\nb", "iqn.2024-01.example:a b", "\x1b[31miqn", "i" * 224, "\u200e"]
+)
+def test_what_is_no_initiator_name_is_refused_and_never_shown(name: str) -> None:
+    wire = Wire([node()])
+    assert refusal(wire, {**NORMAL, "InitiatorName": name}) == LoginStatus.INITIATOR_ERROR
+    assert wire.connection.initiator_name == "unknown initiator"
+    assert wire.ended is not None
+    assert wire.ended.isprintable()
+
+
+def test_a_session_that_began_after_the_connection_was_made_is_found() -> None:
+    nodes = [node()]
+    first = Wire(nodes)
+    early = Wire(nodes, registry=first.registry)
+    response, _ = first.login_request(NORMAL)
+    again, _ = early.login_request(NORMAL, tsih=response.tsih)
+    assert again.status == 0
+    assert first.ended is not None
+
+
 def test_operational_keys_have_no_place_in_the_security_stage() -> None:
     keys = {**NORMAL, "InitialR2T": "No"}
     assert refusal(Wire([node()]), keys, csg=0, nsg=1) == LoginStatus.INVALID_DURING_LOGIN

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from target.iscsi.held_commands import HELD_BYTES_MAX
 from target.iscsi.pdu import ProtocolError
 from target.iscsi.responses import (
     DataIn,
     ScsiResponse,
 )
-from target.iscsi.session import COMMAND_WINDOW, HELD_BYTES_MAX, OUTPUT_BYTES_HIGH
+from target.iscsi.session import COMMAND_WINDOW, OUTPUT_BYTES_HIGH
 from target.scsi import cdb as cdbs
 from tests.unit.iscsi.wire import BLOCK, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume

@@ -15,7 +15,7 @@ from target.iscsi.responses import (
     ScsiResponse,
     TextResponse,
 )
-from target.iscsi.text import decode_text, encode_text
+from target.iscsi.text import TEXT_BYTES_MAX, decode_text, encode_text
 from target.scsi import cdb as cdbs
 from target.scsi.sense import decode_sense
 from tests.unit.iscsi.wire import BLOCK, DISCOVERY, INITIATOR, TARGET, Feed, Wire, node
@@ -110,6 +110,71 @@ def test_a_normal_session_is_told_of_its_own_target_only() -> None:
     assert decode_text(text(wire, b"SendTargets=\0")[1])[0] == ("TargetName", TARGET)
     assert decode_text(text(wire, b"SendTargets=All\0")[1]) == [("SendTargets", "Reject")]
     assert decode_text(text(wire, encode_text([("X-key", "1")]))[1]) == [("X-key", "NotUnderstood")]
+
+
+def test_segments_may_be_declared_anew() -> None:
+    """RFC 7143 13.12: in full feature phase too; what is read from then on comes in such pieces."""
+    wire = Wire([node()])
+    wire.login()
+    assert text(wire, b"MaxRecvDataSegmentLength=512\0")[1] == b""
+    wire.command(cdbs.read(0, 2), read=2 * BLOCK)
+    assert [len(one.data) for one in wire.take()] == [512, 512]
+    assert text(wire, b"MaxRecvDataSegmentLength=511\0")[1] == b"MaxRecvDataSegmentLength=Reject\0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (b"MaxBurstLength=512\0", b"MaxBurstLength=Reject\0"),
+        (b"MaxBurstLength=?\0", b"MaxBurstLength=4096\0"),
+        (b"HeaderDigest=CRC32C\0", b"HeaderDigest=Reject\0"),
+        (b"HeaderDigest=?\0", b"HeaderDigest=None\0"),
+        (b"AuthMethod=None\0", b"AuthMethod=Reject\0"),
+        (b"InitiatorName=iqn.2024-01.example:other\0", b"InitiatorName=Reject\0"),
+        (b"InitiatorAlias=host\0", b""),
+        (b"IFMarkInt=1~2\0", b"IFMarkInt=Reject\0"),
+        (b"\0\0", b""),
+    ],
+)
+def test_keys_of_the_login_are_settled(asked: bytes, told: bytes) -> None:
+    wire = Wire([node()])
+    wire.login(MaxBurstLength="4096")
+    assert text(wire, asked)[1] == told
+
+
+def reject_of(wire: Wire, raw: bytes, ttt: int) -> int:
+    wire.send_pdu(TextRequest(FINAL, 0, 5, ttt, wire.cmd_sn, 0), raw, immediate=True)
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, Reject)
+    return pdu.reason
+
+
+def test_text_requests_that_make_no_sense_are_rejected_and_the_session_goes_on() -> None:
+    wire = Wire([node()])
+    wire.login()
+    assert reject_of(wire, b"X-a=1\0", ttt=17) == 0x09
+    assert reject_of(wire, b"X-a=1\0X-a=2\0", ttt=RESERVED_TAG) == 0x04
+    assert text(wire, b"X-a=1\0")[1] == b"X-a=NotUnderstood\0"
+
+
+def test_a_text_request_may_be_split_and_given_up() -> None:
+    wire = Wire([node()])
+    wire.login()
+    pdu, data = text(wire, b"X-a=", flags=TextRequest.CONTINUE)
+    assert (pdu.flags, data) == (0, b"")
+    assert text(wire, b"1\0", ttt=pdu.target_transfer_tag)[1] == b"X-a=NotUnderstood\0"
+    text(wire, b"X-a=", flags=TextRequest.CONTINUE)
+    assert text(wire, b"X-b=1\0")[1] == b"X-b=NotUnderstood\0", "a new exchange begins anew"
+
+
+def test_text_beyond_the_bound_ends_the_connection() -> None:
+    wire = Wire([node()])
+    wire.login()
+    ttt = RESERVED_TAG
+    for _ in range(TEXT_BYTES_MAX // 8192):
+        ttt = text(wire, b"x" * 8192, flags=TextRequest.CONTINUE, ttt=ttt)[0].target_transfer_tag
+    with pytest.raises(ProtocolError, match="bytes of text"):
+        text(wire, b"x", flags=TextRequest.CONTINUE, ttt=ttt)
 
 
 def test_a_discovery_session_executes_no_commands() -> None:

@@ -64,7 +64,7 @@ def test_binary_values_in_both_notations(value: bytes) -> None:
     assert decode_binary("0b" + base64.b64encode(value).decode()) == value
 
 
-@pytest.mark.parametrize("value", ["", "12", "0xzz", "0b!", "0babc"])
+@pytest.mark.parametrize("value", ["", "12", "0xzz", "0x1 2", "0x\u0663", "0b!", "0babc", "0b\u00e9"])
 def test_malformed_binary_values_are_refused(value: str) -> None:
     with pytest.raises(ProtocolError):
         decode_binary(value)
@@ -72,7 +72,18 @@ def test_malformed_binary_values_are_refused(value: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("0", 0), ("262144", 262144), ("0x40", 64), ("0X40", 64), ("", None), ("-1", None), ("0xq", None)],
+    [
+        ("0", 0),
+        ("262144", 262144),
+        ("0x40", 64),
+        ("0X40", 64),
+        ("", None),
+        ("-1", None),
+        ("0xq", None),
+        ("1_0", None),
+        ("\u0663", None),
+        ("9" * 5000, None),
+    ],
 )
 def test_numbers(text: str, number: int | None) -> None:
     assert parse_number(text) == number
