@@ -18,6 +18,7 @@ from target.control.site_file import (
     Name,
     SecretFile,
     VolumeSize,
+    Wwpn,
     read_site_file,
 )
 
@@ -56,12 +57,13 @@ class ChapTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IscsiTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[target.iscsi]: where hosts come in."""
+    """[target.iscsi]: where hosts come in. `discovery_chap` (LIO) is for the whole machine."""
 
     name: IscsiName
     portals: list[Address]
     initiators: list[IscsiName] = []
     chap: ChapTable | None = None
+    discovery_chap: ChapTable | None = None
 
     def __post_init__(self) -> None:
         if not self.portals:
@@ -78,15 +80,35 @@ class SanTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     initiators: list[IscsiName]
 
 
+class FcTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[target.fc] (LIO): our ports, the hosts' that see the volumes, the peers' that read the journals."""
+
+    ports: list[Wwpn]
+    initiators: list[Wwpn] = []
+    peers: list[Wwpn] = []
+    driver: Literal["tcm_fc", "qla2xxx"] = "tcm_fc"
+
+    def __post_init__(self) -> None:
+        if not self.ports:
+            raise ValueError("ports is empty: name the WWPNs of this machine")
+        _unique(self.ports, "port", str)
+        _unique([*self.initiators, *self.peers], "initiator or peer", str)
+
+
 class TargetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[target]"""
 
     control_socket: Path
     iscsi: IscsiTable
     san: SanTable
-    front_end: Literal["embedded"] = "embedded"
+    front_end: Literal["embedded", "lio"] = "embedded"
+    fc: FcTable | None = None
 
     def __post_init__(self) -> None:
+        if self.front_end == "embedded":
+            for key, value in (("fc", self.fc), ("iscsi.discovery_chap", self.iscsi.discovery_chap)):
+                if value is not None:
+                    raise ValueError(f'{key} needs front_end = "lio"')
         if self.san.portal in self.iscsi.portals:
             raise ValueError(f"san.portal {self.san.portal} is a portal for hosts too; the two must be apart")
         if self.san.name == self.iscsi.name:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from target.blockdev import FileDevice
@@ -26,6 +27,9 @@ from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
 from target.iscsi.portal import Portal
 from target.journal.format import VolumeShape
+from target.lio.desired import exported
+from target.lio.front_end import LioFrontEnd, Served
+from target.lio.objects import journal_object_name, volume_object_name
 from target.loop import Loop
 from target.open_group import open_group
 from target.san.source import IscsiSource
@@ -49,12 +53,17 @@ class Subsystem:
         san: dict[int, LogicalUnit] = {}
         for table in config.groups:
             self._open_group(table, front, san)
-        self._portals = [
-            self._listen(config.target.iscsi.portals, self._front_node(front)),
-            self._listen([config.target.san.portal], self._san_node(san)),
-        ]
+        self._portals: list[Portal] = []
+        self._lio: LioFrontEnd | None = None
+        if config.target.front_end == "lio":
+            self._lio = self._lio_front_end(front, san)
+        else:
+            self._portals = [
+                self._listen(config.target.iscsi.portals, self._front_node(front)),
+                self._listen([config.target.san.portal], self._san_node(san)),
+            ]
         self._control = ControlServer(
-            loop, config.target.control_socket, Operations(self.engine).handle, self._greeting
+            loop, config.target.control_socket, Operations(self.engine, self._lio).handle, self._greeting
         )
         for group in self.engine.groups.values():
             group.listen(self._notifier(group))
@@ -154,6 +163,20 @@ class Subsystem:
                 ) from None
         return portal
 
+    def _lio_front_end(self, front: dict[int, LogicalUnit], san: dict[int, LogicalUnit]) -> LioFrontEnd:
+        """The same volumes and journals, offered by the kernel."""
+        site = str(self.config.site.name)
+        volumes, journals = [], []
+        for table in self.config.groups:
+            group = str(table.name)
+            for volume in table.volumes:
+                name = volume_object_name(site, group, str(volume.name))
+                unit = front[volume.lun]
+                volumes.append(Served(exported(name, volume.lun, unit.volume), unit))
+            journal = exported(journal_object_name(site, group), table.san_lun, san[table.san_lun].volume)
+            journals.append(replace(journal, file=str(table.journal)))
+        return LioFrontEnd(self.loop, self.config, volumes, journals)
+
     # -- what the copy manager is told --
 
     def _notifier(self, group: ConsistencyGroup) -> Callable[[], None]:
@@ -171,6 +194,8 @@ class Subsystem:
         """Stop taking commands; what was acknowledged is in the journal and found again."""
         for portal in self._portals:
             portal.close()
+        if self._lio is not None:
+            self._lio.close()
         self._control.close()
         for group in list(self.engine.groups.values()):
             self.engine.stop_fetch(group)

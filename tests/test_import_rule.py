@@ -27,8 +27,11 @@ PURE_MODULES = {
     ),
     *("target.scsi.cdb", "target.scsi.sense"),
     *("target.journal.record", "target.journal.superblock", "target.journal.recovery"),
+    *(f"target.lio.{name}" for name in ("ring", "handler", "objects", "desired", "difference")),
     *("hostagent.pair_states", "hostagent.plan"),
 }
+
+KERNEL_TARGET_LIBRARIES = ("rtslib", "rtslib_fb", "pyudev")
 
 
 def module_name(path: Path) -> str:
@@ -58,6 +61,8 @@ def violation(module: str, imported: str) -> str | None:
     """Why `module` must not import `imported`, or None when it may."""
     if module in PURE_MODULES and imported.split(".")[0] in IMPURE:
         return "a pure module gets I/O, time and randomness passed in"
+    if is_in(imported, *KERNEL_TARGET_LIBRARIES) and not is_in(module, "target.lio"):
+        return "the kernel's target and its devices are known in target.lio alone"
     if is_in(module, "target.scsi") and is_in(imported, "target.iscsi", "target.lio", "target.fc"):
         return "the device server knows no front end"
     if is_in(module, "target.journal") and is_in(imported, "target.san"):
@@ -96,6 +101,9 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         ("target.scsi.device", "from target import lio"),
         ("target.journal.ring", "from target.san import pull"),
         ("target.group", "import hostagent.plan"),
+        ("target.subsystem", "def f():\n    import pyudev"),
+        ("hostagent.cli.lio", "from rtslib_fb import RTSRoot"),
+        ("target.lio.ring", "import time"),
         ("hostagent.agent", "from target.journal import record"),
         ("hostagent.agent", "import target"),
         ("hostagent.agent", "from target.iscsi.client import Client"),
@@ -110,6 +118,7 @@ def test_rule_finds_a_forbidden_import(module: str, source: str) -> None:
     [
         ("target.journal.record", "import struct"),
         ("target.loop", "import time, socket"),
+        ("target.lio.configfs", "import rtslib_fb"),
         ("target.scsi.device", "from target.scsi.sense import Sense"),
         ("hostagent.agent", "from target.errors import PeerError\nfrom target.control.messages import Hello"),
         ("hostagent.cli.lun", "from target.iscsi.client import Client"),

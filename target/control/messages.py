@@ -118,6 +118,26 @@ class GroupState(msgspec.Struct, frozen=True):
     verify: VerifyStatus | None
 
 
+class LioRing(msgspec.Struct, frozen=True):
+    """The ring of a volume: `served` when it is open."""
+
+    storage_object: str
+    served: bool
+    commands: int
+    batches: int
+    outstanding: int
+
+
+class LioStatus(msgspec.Struct, frozen=True):
+    """What LIO has against what site.toml asks for. `drift`: one line a difference, `applied`: one a step."""
+
+    objects: int
+    applied: list[str]
+    drift: list[str]
+    failures: list[str]
+    rings: list[LioRing]
+
+
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No parameters."""
 
@@ -133,6 +153,12 @@ class OfMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     group: str
     mirror: str
+
+
+class LioObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An object of LIO by its path, '' for all that site.toml asks for."""
+
+    object: str = ""
 
 
 class SetAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

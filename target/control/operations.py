@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -17,6 +17,8 @@ from target.control.messages import (
     CreateMarker,
     ExportSince,
     Follow,
+    LioObject,
+    LioStatus,
     MarkerState,
     MarkMirror,
     Nothing,
@@ -55,11 +57,22 @@ _ACCESS = {"serve": Access.SERVE, "hold": Access.HOLD, "read_only": Access.READ_
 _MIRROR_STATES = {state.name.lower(): state for state in MirrorState}
 
 
+class Lio(Protocol):
+    """Of the LIO front end, what can be asked from outside."""
+
+    def status(self, done: Callable[[LioStatus | None, ReplctlError | None], None]) -> None:
+        """What differs from site.toml."""
+
+    def restore(self, name: str, done: Callable[[LioStatus | None, ReplctlError | None], None]) -> None:
+        """Make an object what it should be."""
+
+
 class Operations:
     """Does what is asked, on the loop thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lio: Lio | None = None) -> None:
         self._engine = engine
+        self._lio = lio
         self._table: dict[str, tuple[type[msgspec.Struct], Callable[[Any, Reply], None]]] = {
             "ping": (Nothing, self._ping),
             "group.state": (OfGroup, self._state),
@@ -86,6 +99,8 @@ class Operations:
             "fetch.start": (StartFetch, self._start_fetch),
             "fetch.advance": (AdvanceFetch, self._advance_fetch),
             "fetch.stop": (OfGroup, self._stop_fetch),
+            "lio.status": (Nothing, self._lio_status),
+            "lio.restore": (LioObject, self._lio_restore),
         }
 
     def handle(self, op: str, params: dict[str, Any], reply: Reply) -> None:
@@ -236,6 +251,21 @@ class Operations:
             reply({"found": True, "lun": lun, "durable_lsn": durable_lsn, **_position(position)})
         else:
             reply({"found": False})
+
+    # -- LIO --
+
+    def _lio_status(self, _: Nothing, reply: Reply) -> None:
+        self._front_end_lio().status(lambda status, error: reply(status, error))
+
+    def _lio_restore(self, params: LioObject, reply: Reply) -> None:
+        self._front_end_lio().restore(params.object, lambda status, error: reply(status, error))
+
+    def _front_end_lio(self) -> Lio:
+        if self._lio is None:
+            raise OperatorError(
+                'this site\'s front end is the embedded one: site.toml has no front_end = "lio"'
+            )
+        return self._lio
 
     # -- mirrors --
 

@@ -28,6 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ISCSI_NAME = re.compile(
     r"(iqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:\S+)?|eui\.[0-9A-Fa-f]{16}|naa\.[0-9A-Fa-f]{16,32})"
 )
+_WWPN = re.compile(r"[125cdef][0-9a-f]{15}")  # an NAA format that names a port (FC-FS-3)
 _ISCSI_NAME_BYTES_MAX = 223  # RFC 7143 4.2.7.1
 _MSGSPEC_ERROR = re.compile(r"(?P<reason>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD_ERROR = re.compile(r"Object (contains unknown|missing required) field `(?P<field>[^`]*)`")
@@ -100,6 +101,20 @@ class IscsiName(str):
         ):
             return cls(value)
         raise ValueError(f"{value!r} is not an iSCSI name (iqn.<year>-<month>.<domain>:<any>, eui. or naa.)")
+
+
+class Wwpn(str):
+    """The name of a Fibre Channel port, kept as LIO writes it: "naa." and 16 hexadecimal digits."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> Wwpn:
+        if isinstance(value, str):
+            digits = value.lower().removeprefix("naa.").removeprefix("0x").replace(":", "")
+            if _WWPN.fullmatch(digits):
+                return cls(f"naa.{digits}")
+        raise ValueError(f'{value!r} is not the WWPN of a port: write "20:00:00:25:b5:00:00:01"')
 
 
 class Address(str):
@@ -186,7 +201,7 @@ def read_site_file(path: Path, kind: type[T]) -> T:
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{value!r} is not a path")
             return base / value if wanted is Path else SecretFile.read(base / value)
-        if wanted in (VolumeSize, JournalSize, Name, IscsiName, Address):
+        if wanted in (VolumeSize, JournalSize, Name, IscsiName, Wwpn, Address):
             return wanted.parse(value)
         raise NotImplementedError(wanted)
 

@@ -1,0 +1,223 @@
+"""From the ring to the device server and back, with the kernel in memory and a volume that answers late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from target.lio.handler import NEXUS, RingHandler
+from target.lio.ring import Ring
+from target.scsi import cdb as cdbs
+from target.scsi.cdb import Opcode
+from target.scsi.inquiry import VpdPage, naa_identifier
+from target.scsi.logical_unit import LogicalUnit
+from target.scsi.sense import CAPACITY_DATA_HAS_CHANGED
+from target.volume import Buffer, Request, VolumeError
+from tests.unit.lio.kernel_ring import KernelRing
+
+SIZE = 1 << 20
+
+
+class MemoryVolume:
+    """Writes are answered at the end of the turn, flushes when told to; `log` keeps the order."""
+
+    name, serial = "v", "0123456789abcdef"
+    size_bytes, block_size_bytes = SIZE, 512
+    read_only_now = False
+
+    def __init__(self, turn: Turn) -> None:
+        self.content = bytearray(SIZE)
+        self.turn = turn
+        self.flushes: list[Request] = []
+        self.log: list[tuple[str, int]] = []
+
+    def read(self, offset: int, length: int, request: Request) -> None:
+        self.log.append(("read", offset))
+        request.done(bytes(self.content[offset : offset + length]))
+
+    def write(self, offset: int, data: Buffer, fua: bool, request: Request) -> None:
+        self.log.append(("write", offset))
+        self.content[offset : offset + len(data)] = data
+        self.turn.append.append(request.done)
+
+    def zero(self, offset: int, length: int, fua: bool, request: Request) -> None:
+        request.failed(VolumeError.WRITE_FAILED)
+
+    def flush(self, request: Request) -> None:
+        self.flushes.append(request)
+
+    def barrier(self, request: Request) -> None:
+        request.done()
+
+
+class Turn:
+    """The loop's phases, run by hand."""
+
+    def __init__(self) -> None:
+        self.append: list[Callable[[], None]] = []
+        self.send: list[Callable[[], None]] = []
+
+    def at_send(self, call: Callable[[], None]) -> None:
+        self.send.append(call)
+
+    def end(self) -> None:
+        for calls in (self.append, self.send):
+            for call in calls:
+                call()
+            calls.clear()
+
+
+class Bench:
+    """A kernel, a handler, a volume."""
+
+    def __init__(self) -> None:
+        self.kernel = KernelRing(cmdr_size=(64 << 10) - 128, pages=128)
+        self.turn = Turn()
+        self.volume = MemoryVolume(self.turn)
+        self.unit = LogicalUnit(self.volume)
+        self.handler = self.start()
+
+    def start(self) -> RingHandler:
+        handler = RingHandler(
+            self.turn, Ring(self.kernel.view, self.kernel.words()), self.unit, self.kernel_doorbell
+        )
+        handler.start()
+        return handler
+
+    def kernel_doorbell(self) -> None:
+        self.kernel.doorbell()
+
+    def run(self) -> None:
+        self.handler.drain()
+        self.turn.end()
+
+
+def read_10(lba: int, blocks: int) -> bytes:
+    return cdbs.block_command(Opcode.READ_10, lba, blocks)
+
+
+def write_10(lba: int, blocks: int) -> bytes:
+    return cdbs.block_command(Opcode.WRITE_10, lba, blocks)
+
+
+def test_a_batch_is_executed_in_order_and_answered_with_one_doorbell() -> None:
+    bench = Bench()
+    data = bytes(range(256)) * 64
+    write = bench.kernel.queue(write_10(8, 32), data_out=data)
+    read = bench.kernel.queue(read_10(8, 32), data_in_length=len(data))
+    others = [bench.kernel.queue(read_10(0, 1), data_in_length=512) for _ in range(20)]
+    bench.run()
+    assert bench.kernel.doorbells == 1
+    assert bench.volume.log[:2] == [("write", 4096), ("read", 4096)]
+    assert write is not None
+    assert write.status == 0
+    assert read is not None
+    assert read.data == data
+    assert all(other is not None and other.status == 0 for other in others)
+    assert (bench.handler.batches, bench.handler.commands) == (1, 22)
+
+
+def test_a_command_that_waits_keeps_no_other() -> None:
+    bench = Bench()
+    flush = bench.kernel.queue(bytes((Opcode.SYNCHRONIZE_CACHE_10, *bytes(9))))
+    read = bench.kernel.queue(read_10(0, 1), data_in_length=512)
+    bench.run()
+    assert read is not None
+    assert flush is not None
+    assert (read.status, flush.status) == (0, None)
+    assert bench.handler.outstanding == 1
+    later = bench.kernel.queue(read_10(0, 1), data_in_length=512)
+    bench.run()
+    assert later is not None
+    assert later.status == 0
+    bench.volume.flushes.pop().done()
+    bench.turn.end()
+    assert flush.status == 0
+    assert not bench.kernel.commands
+
+
+def test_what_a_former_life_left_is_executed_before_what_came_later() -> None:
+    bench = Bench()
+    bench.kernel.queue(write_10(0, 1), data_out=b"a" * 512)
+    bench.kernel.queue(write_10(0, 1), data_out=b"b" * 512)
+    bench.handler.drain()
+    bench.turn = bench.volume.turn = Turn()  # killed: executed, not answered
+    bench.kernel.queue(read_10(0, 1), data_in_length=512)
+    bench.volume.log.clear()
+    bench.handler = bench.start()
+    bench.turn.end()
+    assert bench.volume.log == [("write", 0), ("write", 0), ("read", 0)]
+    assert bench.volume.content[:512] == b"b" * 512
+    assert not bench.kernel.commands
+
+
+def test_short_data_leave_nothing_of_other_commands() -> None:
+    bench = Bench()
+    inquiry = bench.kernel.queue(bytes((Opcode.INQUIRY, 0, 0, 0x04, 0, 0)), data_in_length=1024)
+    bench.run()
+    assert inquiry is not None
+    assert inquiry.read_len == 96
+    assert inquiry.data[8:15] == b"REPLCTL"
+
+
+def test_the_identity_is_the_one_of_the_embedded_target() -> None:
+    bench = Bench()
+    page = bytes((Opcode.INQUIRY, 1, VpdPage.DEVICE_IDENTIFICATION, 0, 255, 0))
+    command = bench.kernel.queue(page, data_in_length=255)
+    bench.run()
+    assert command is not None
+    assert naa_identifier(MemoryVolume.serial) in command.data
+
+
+def test_an_error_carries_its_sense_data() -> None:
+    bench = Bench()
+    unknown = bench.kernel.queue(bytes((0xC0, *bytes(9))))
+    report_target_port_groups = bench.kernel.queue(
+        bytes((Opcode.MAINTENANCE_IN, 0x0A, *bytes(7), 64, 0, 0)), data_in_length=64
+    )
+    bench.run()
+    assert unknown is not None
+    assert (unknown.status, unknown.sense[2], unknown.sense[12]) == (2, 5, 0x20)
+    assert report_target_port_groups is not None
+    assert report_target_port_groups.status == 2  # TPGS in INQUIRY is 00b: all ports are alike
+
+
+def test_supported_operation_codes_are_told() -> None:
+    bench = Bench()
+    command = bench.kernel.queue(
+        bytes((Opcode.MAINTENANCE_IN, 0x0C, *bytes(4), 0, 0, 16, 0, 0, 0)), data_in_length=4096
+    )
+    bench.run()
+    assert command is not None
+    assert command.status == 0
+    assert int.from_bytes(command.data[:4], "big") > 100
+
+
+def test_power_on_is_the_kernels_to_report_and_a_new_capacity_ours() -> None:
+    bench = Bench()
+    ready = bench.kernel.queue(bytes(6))
+    bench.run()
+    assert ready is not None
+    assert ready.status == 0
+    bench.unit.raise_unit_attention(CAPACITY_DATA_HAS_CHANGED)
+    told, silent = bench.kernel.queue(bytes(6)), bench.kernel.queue(bytes(6))
+    bench.run()
+    assert told is not None
+    assert (told.status, told.sense[2], told.sense[12]) == (2, 6, 0x2A)
+    assert silent is not None
+    assert silent.status == 0
+
+
+def test_after_the_ring_is_gone_its_memory_is_not_touched() -> None:
+    bench = Bench()
+    bench.kernel.queue(bytes((Opcode.SYNCHRONIZE_CACHE_10, *bytes(9))))
+    bench.kernel.queue(read_10(0, 1), data_in_length=512)
+    bench.handler.drain()
+    bench.handler.close()
+    before = bytes(bench.kernel.memory)
+    bench.volume.flushes.pop().done()
+    bench.turn.end()
+    assert bytes(bench.kernel.memory) == before
+
+
+def test_the_nexus_has_no_port() -> None:
+    assert NEXUS.target_port == ""
