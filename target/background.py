@@ -53,7 +53,7 @@ class Background:
         self._on_failed = on_failed
         self._frozen_end = journal.head
         self._working = False
-        self._arena = bytearray(ARENA_BYTES)
+        self._arena = bytearray(min(ARENA_BYTES, journal.superblock.ring_bytes))
         self._checkpointing = False
         self._space_wanted = False
         self._timer: Timer | None = None
