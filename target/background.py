@@ -144,7 +144,7 @@ class Background:
             verify=self.following and bool(journal.superblock.flags & Flag.CONSISTENT),
             verify_from=self.verify_from,
         )
-        reader, volumes = journal.reader(self._arena), self._volumes
+        reader, volumes = journal.reader(self._arena, end_lsn), self._volumes
         self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)
 
     def _restored(self, result: Restored | None, error: Exception | None) -> None:

@@ -63,14 +63,9 @@ class Generation:
             elif position == ZERO:
                 granules.update(dict.fromkeys(range(first, first + (length >> _SHIFT)), ZERO))
             else:
-                count = length >> _SHIFT
-                granules.update(
-                    zip(
-                        range(first, first + count),
-                        range(position, position + length, GRANULE_BYTES),
-                        strict=True,
-                    )
-                )
+                for granule in range(first, first + (length >> _SHIFT)):  # measured: faster than an update
+                    granules[granule] = position
+                    position += GRANULE_BYTES
             return
         self._put_unaligned(granules, offset, length, position)
 

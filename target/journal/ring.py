@@ -82,9 +82,13 @@ class Journal:
         """Offset on the device of an LSN."""
         return self.superblock.ring_offset + lsn % self.superblock.ring_bytes
 
-    def reader(self, arena: bytearray | None = None) -> RingReader:
-        """A reader of this ring, for one walk; it reads into `arena` as long as there is room."""
-        return RingReader(self.device, self.superblock.ring_offset, self.superblock.ring_bytes, arena)
+    def reader(self, arena: bytearray | None = None, end_lsn: int | None = None) -> RingReader:
+        """A reader of this ring, for one walk; it reads into `arena` as long as there is room, and nothing
+        behind `end_lsn`.
+        """
+        return RingReader(
+            self.device, self.superblock.ring_offset, self.superblock.ring_bytes, arena, end_lsn
+        )
 
     @property
     def used_bytes(self) -> int:

@@ -48,21 +48,30 @@ class Corruption:
 
 
 class RingReader:
-    """Reads a ring by LSN through a window of at least 1 MiB; no piece goes over the ring's end.
+    """Reads a ring by LSN through a window of 1 MiB or more; no piece goes over the ring's end.
 
     A view stays good as long as it is held: every window is a buffer of its own, or a part of `arena`, which
-    its owner uses again for the next reader.
+    its owner uses again for the next reader. In the arena a window grows where it ends, so that a pack that
+    reaches beyond it is not read twice. Nothing is read behind `end_lsn`, if it is given.
     """
 
     def __init__(
-        self, device: BlockDevice, ring_offset: int, ring_bytes: int, arena: bytearray | None = None
+        self,
+        device: BlockDevice,
+        ring_offset: int,
+        ring_bytes: int,
+        arena: bytearray | None = None,
+        end_lsn: int | None = None,
     ) -> None:
         self._device = device
         self._ring_offset = ring_offset
         self._ring_bytes = ring_bytes
+        self._end_lsn = end_lsn
         self._arena = memoryview(b"" if arena is None else arena)
+        self._arena_used = 0
         self._window = memoryview(b"")
         self._window_lsn = 0
+        self._window_start: int | None = None  # in the arena; None: the window is a buffer of its own
 
     def room(self, lsn: int) -> int:
         """Bytes from `lsn` to the ring's end."""
@@ -71,16 +80,47 @@ class RingReader:
     def view(self, lsn: int, length: int) -> memoryview:
         """`length` bytes at `lsn`; they must not go over the ring's end."""
         start = lsn - self._window_lsn
-        if start < 0 or start + length > len(self._window):
-            size = min(max(length, _WINDOW_BYTES), self.room(lsn))
-            if len(self._arena) >= size:
-                self._window, self._arena = self._arena[:size], self._arena[size:]
-            else:
-                self._window = memoryview(bytearray(size))
-            self._device.pread_into(self._window, self._ring_offset + lsn % self._ring_bytes)
-            self._window_lsn = lsn
-            start = 0
-        return self._window[start : start + length]
+        if start >= 0 and start + length <= len(self._window):
+            return self._window[start : start + length]
+        if 0 <= start < len(self._window) and self._grow(start + length):
+            return self._window[start : start + length]
+        self._move(lsn, length)
+        return self._window[:length]
+
+    def _size(self, lsn: int, least: int) -> int:
+        """How much to read at `lsn` when `least` is asked for."""
+        size = _WINDOW_BYTES if self._end_lsn is None else min(_WINDOW_BYTES, self._end_lsn - lsn)
+        return min(max(least, size), self.room(lsn))
+
+    def _grow(self, length: int) -> bool:
+        """Read on behind the window, to `length` or more of it; False where it cannot grow."""
+        if self._window_start is None:
+            return False
+        lsn = self._window_lsn + len(self._window)
+        missing = length - len(self._window)
+        size = self._size(lsn, missing)
+        if lsn % self._ring_bytes == 0 or size < missing or self._arena_used + size > len(self._arena):
+            return False
+        self._read(lsn, self._arena[self._arena_used : self._arena_used + size])
+        self._arena_used += size
+        self._window = self._arena[self._window_start : self._arena_used]
+        return True
+
+    def _move(self, lsn: int, length: int) -> None:
+        """A new window that begins at `lsn`."""
+        size = self._size(lsn, length)
+        if self._arena_used + size <= len(self._arena):
+            self._window_start = self._arena_used
+            window = self._arena[self._arena_used : self._arena_used + size]
+            self._arena_used += size
+        else:
+            self._window_start = None
+            window = memoryview(bytearray(size))
+        self._read(lsn, window)
+        self._window, self._window_lsn = window, lsn
+
+    def _read(self, lsn: int, into: memoryview) -> None:
+        self._device.pread_into(into, self._ring_offset + lsn % self._ring_bytes)
 
 
 def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> Iterator[Pack]:
