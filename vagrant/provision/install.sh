@@ -1,0 +1,44 @@
+# What a machine has before it knows which site it is. Sourced by provision.sh; may run in a chroot.
+
+SOURCES=(target hostagent vagrant pyproject.toml README.md)
+
+install_packages() {
+    local package missing=()
+    while read -r package _; do
+        [[ $package && $package != '#'* ]] || continue
+        [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+    done <"$HERE/packages"
+    ((${#missing[@]})) || return 0
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q update
+    apt-get -q -y install --no-install-recommends "${missing[@]}"
+}
+
+install_source() { # SOURCE
+    mkdir -p "$SOURCE"
+    [[ $1 -ef $SOURCE ]] && return 0
+    (cd "$1" && rsync -a --delete --exclude __pycache__ --no-owner --no-group "${SOURCES[@]}" "$SOURCE/")
+}
+
+install_python() { # [WHEELS]
+    local from=() pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+    [[ -z $1 ]] || from=(--no-index --find-links "$1")
+    # rtslib and pyudev are Debian's: they have to fit its kernel and its udev.
+    [[ -x $VENV/bin/python ]] || python3 -m venv --system-site-packages "$VENV"
+    "${pip[@]}" "${from[@]}" 'setuptools>=68' wheel
+    "${pip[@]}" "${from[@]}" --no-build-isolation --editable "$SOURCE"
+    # A machine without hardware acceleration takes seconds to compile what is compiled here once.
+    "$VENV/bin/python" -m compileall -q "$SOURCE/target" "$SOURCE/hostagent" "$VENV/lib" || say "not all of it compiles"
+    ln -sf "$VENV"/bin/{replctl,replctl-target,replctl-hostagent} /usr/local/bin/
+}
+
+install_units() {
+    install -m 644 "$HERE"/systemd/*.service /etc/systemd/system/
+    install -m 644 "$HERE/systemd/modules.conf" /etc/modules-load.d/replctl.conf
+    # LIO's database of reservations and ALUA states: where Debian's rtslib puts it, and where the kernel looks.
+    mkdir -p "$CONFIG" "$STATE" /etc/rtslib-fb-target/{pr,alua} /etc/target/{pr,alua}
+    # LIO is configured by the subsystem alone, the FCoE ports by replctl-fabric.service.
+    systemctl --quiet disable rtslib-fb-targetctl.service fcoe-utils.service 2>/dev/null || true
+    [[ ! -d /run/systemd/system ]] || systemctl daemon-reload
+}
