@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from target.iscsi import pdu
+from target.iscsi.address import reachable
 from target.iscsi.chap import RandomBytes
 from target.iscsi.login import Admission, TargetLogin
 from target.iscsi.node import TARGET_PORTAL_GROUP_TAG, TargetNode
@@ -43,7 +44,9 @@ class TargetConnection:
         self._on_login = on_login
         self._login = TargetLogin(nodes, registry.new_tsih, registry.admissions, random_bytes, COMMAND_WINDOW)
         self._login_output: list[Buffer] = []
+        self._held_output: list[Buffer] = []
         self._ending = False
+        self._closed = False
         self.session: TargetSession | None = None
 
     @property
@@ -57,7 +60,7 @@ class TargetConnection:
     def receive(self, view: memoryview, position: int, end: int) -> int:
         """Take every complete PDU in `view[position:end]`; the position of the first byte not taken."""
         while self.session is None:
-            if self._ending or end - position < BHS_BYTES:
+            if self._ending or self._held_output or end - position < BHS_BYTES:
                 return position
             opcode = view[position] & 0x3F
             if opcode != Opcode.LOGIN_REQUEST:
@@ -90,15 +93,30 @@ class TargetConnection:
             self._ending = True
             self._owner.end(f"login refused ({outcome.status:#06x}): {outcome.reason}")
             return
-        replaced = self._registry.replaced_by(outcome)
+        self._held_output, self._login_output = self._login_output, []
+        self._enter(outcome)
+
+    def _enter(self, admission: Admission) -> None:
+        """The last Login Response leaves when nothing of an earlier session is under way, and not before
+        (RFC 7143 6.3.5): a write of that one must not land on what this one writes.
+        """
+        if self._closed:
+            return
+        registry = self._registry
+        replaced = registry.replaced_by(admission)
         if replaced is not None:
             replaced.end("replaced: the initiator logged in again")
             replaced.close()
-        self.session = TargetSession(outcome, self._owner, self._registry, self._send_targets)
-        self.session.output += self._login_output
-        self.session.output_bytes = sum(map(len, self._login_output))
-        self._registry.add(self.session)
-        self._on_login(outcome)
+        if registry.drains(admission):
+            registry.when_drained(lambda: self._enter(admission))
+            return
+        session = TargetSession(admission, self._owner, self._registry, self._send_targets)
+        session.output += self._held_output
+        session.output_bytes = sum(map(len, self._held_output))
+        registry.add(session)
+        self.session = session
+        self._owner.output_ready()
+        self._on_login(admission)
 
     def _send_targets(self, initiator_name: str, which: str) -> Pairs:
         """RFC 7143 appendix C: names and addresses of the targets that admit this initiator."""
@@ -108,10 +126,12 @@ class TargetConnection:
                 continue
             pairs.append(("TargetName", node.name))
             for address in node.portals or (self._local_address,):
-                pairs.append(("TargetAddress", f"{address},{TARGET_PORTAL_GROUP_TAG}"))
+                told = reachable(address, self._local_address)
+                pairs.append(("TargetAddress", f"{told},{TARGET_PORTAL_GROUP_TAG}"))
         return pairs
 
     def close(self) -> None:
         """The connection is gone."""
+        self._closed = True
         if self.session is not None:
             self.session.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from target.iscsi.budget import MemoryBudget
 from target.iscsi.pdu import BHS_BYTES, ProtocolError
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ HELD_BYTES_MAX = 8 << 20
 class HeldCommands:
     """By CmdSN: header and data of a command, or nothing for one that was aborted before it ran."""
 
-    def __init__(self, session: TargetSession) -> None:
+    def __init__(self, session: TargetSession, budget: MemoryBudget) -> None:
         self._session = session
+        self._budget = budget
         self.by_cmd_sn: dict[int, bytes] = {}
         self._bytes = 0
 
@@ -34,9 +36,9 @@ class HeldCommands:
             return True
         if ahead < self._window and cmd_sn not in self.by_cmd_sn:
             kept = bytes(header) + bytes(data)
-            self._bytes += len(kept)
-            if self._bytes > HELD_BYTES_MAX:
+            if self._bytes + len(kept) > HELD_BYTES_MAX or not self._budget.take(len(kept), self._bytes):
                 raise ProtocolError(f"CmdSN {session.exp_cmd_sn} does not come: too much arrived behind it")
+            self._bytes += len(kept)
             self.by_cmd_sn[cmd_sn] = kept
         return False  # RFC 7143 4.2.2.1: outside the window, or a duplicate, is ignored
 
@@ -48,7 +50,7 @@ class HeldCommands:
         """Run those whose turn has come."""
         session = self._session
         while (kept := self.by_cmd_sn.pop(session.exp_cmd_sn, None)) is not None:
-            self._bytes -= len(kept)
+            self._give(len(kept))
             session.exp_cmd_sn = session.exp_cmd_sn + 1 & 0xFFFFFFFF
             if not kept:
                 session.max_cmd_sn = session.max_cmd_sn + 1 & 0xFFFFFFFF
@@ -64,10 +66,14 @@ class HeldCommands:
         ahead = cmd_sn - self._session.exp_cmd_sn & 0xFFFFFFFF
         if ahead >= self._window or not cmd_sn - before & 0x80000000:
             return False
-        self._bytes -= len(self.by_cmd_sn.get(cmd_sn, b""))
+        self._give(len(self.by_cmd_sn.get(cmd_sn, b"")))
         self.by_cmd_sn[cmd_sn] = b""
         return True
 
     def clear(self) -> None:
         self.by_cmd_sn.clear()
-        self._bytes = 0
+        self._give(self._bytes)
+
+    def _give(self, count: int) -> None:
+        self._bytes -= count
+        self._budget.give(count)

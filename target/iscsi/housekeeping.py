@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from target.iscsi.negotiation import INQUIRY, KEYS, REJECT, Scope, answer
 from target.iscsi.pdu import BHS_BYTES, FINAL, RESERVED_TAG
 from target.iscsi.requests import LogoutRequest, NopOut, TextRequest
-from target.iscsi.responses import LogoutResponse, NopIn, Reject, TextResponse
+from target.iscsi.responses import AsyncMessage, LogoutResponse, NopIn, Reject, TextResponse
 from target.iscsi.text import Pairs, TextCollector, encode_text
 from target.volume import Buffer
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SendTargets = Callable[[str, str], Pairs]
 """(initiator name, which) -> keys. `which` is "All" or the name of a target."""
+
+
+ASYNC_LOGOUT_REQUEST = 1
 
 
 class RejectReason:
@@ -58,6 +61,26 @@ class Housekeeping:
         self._ping_tag = self._session.next_transfer_tag()
         self._nop_in(RESERVED_TAG, self._ping_tag, self._session.stat_sn, b"")
         return True
+
+    def request_logout(self, seconds: int) -> None:
+        """Ask the initiator to log out within so many seconds (RFC 7143 11.9.1, event 1)."""
+        session = self._session
+        stat_sn = session.next_stat_sn()
+        session.emit(
+            AsyncMessage(
+                flags=FINAL,
+                lun=0,
+                initiator_task_tag=RESERVED_TAG,
+                stat_sn=stat_sn,
+                exp_cmd_sn=session.exp_cmd_sn,
+                max_cmd_sn=session.max_cmd_sn,
+                async_event=ASYNC_LOGOUT_REQUEST,
+                async_vcode=0,
+                parameter1=0,
+                parameter2=0,
+                parameter3=seconds,
+            ).encode()
+        )
 
     def _nop_in(self, task_tag: int, transfer_tag: int, stat_sn: int, data: bytes) -> None:
         session = self._session

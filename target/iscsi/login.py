@@ -36,6 +36,9 @@ class Stage(IntEnum):
 NAME_BYTES_MAX = 223
 """RFC 7143 4.2.7.1."""
 
+SESSIONS_MAX = 256
+"""Of one portal group. Each may hold its share of memory (`target.iscsi.budget`), so they are counted."""
+
 TRANSITS: Mapping[int, frozenset[int]] = {
     Stage.SECURITY: frozenset({Stage.OPERATIONAL, Stage.FULL_FEATURE}),
     Stage.OPERATIONAL: frozenset({Stage.FULL_FEATURE}),
@@ -159,6 +162,7 @@ class TargetLogin:
             flags |= LoginRequest.TRANSIT | request.next_stage
             self._stage = request.next_stage
             if self._stage == Stage.FULL_FEATURE:
+                self._check_room(request)
                 tsih = request.tsih or self._new_tsih()
         response = self._response(request, flags, tsih)
         if self._stage == Stage.FULL_FEATURE:
@@ -227,6 +231,13 @@ class TargetLogin:
             raise _Refused(LoginStatus.SESSION_DOES_NOT_EXIST, f"there is no session {request.tsih}")
         if live.cid != request.cid:
             raise _Refused(LoginStatus.TOO_MANY_CONNECTIONS, "MaxConnections is 1")
+
+    def _check_room(self, request: LoginRequest) -> None:
+        ours = (self.initiator_name, request.isid, self._node)
+        if len(self._live) >= SESSIONS_MAX and all(
+            (one.initiator_name, one.isid, one.node) != ours for one in self._live.values()
+        ):
+            raise _Refused(LoginStatus.OUT_OF_RESOURCES, f"there are {SESSIONS_MAX} sessions already")
 
     def _security(self, keys: Mapping[str, str]) -> Pairs:
         misplaced = [name for name in keys if name in KEYS and KEYS[name].scope is Scope.OPERATIONAL]

@@ -5,7 +5,8 @@ A turn of the loop reads each ready connection once, into a buffer that is used 
 complete PDU in it is executed; when the journal has been written, all answers leave by one `sendmsg`.
 Invariants: the buffer is not touched between parsing and the end of the turn, because commands hold slices
 of it; what a socket does not take in the turn is copied, because what `output` holds may change afterwards;
-and nothing more is read while much is unsent.
+nothing more is read while much is unsent; and who is not logged in gets little memory and little time, so
+that strangers cannot keep hosts out.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import contextlib
 import logging
 import os
 import socket
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from target.iscsi.address import format_address, parse_address
+from target.iscsi.address import format_address
 from target.iscsi.chap import RandomBytes
-from target.iscsi.connection import TargetConnection
+from target.iscsi.connection import LOGIN_SEGMENT_BYTES_MAX, TargetConnection
+from target.iscsi.listener import Listener
 from target.iscsi.login import Admission
 from target.iscsi.negotiation import MAX_RECV_DATA_SEGMENT_LENGTH
 from target.iscsi.node import TargetNode
 from target.iscsi.pdu import BHS_BYTES, ProtocolError
+from target.iscsi.peer_log import PeerLog
 from target.iscsi.registry import SessionRegistry
 from target.iscsi.session import OUTPUT_BYTES_HIGH
 from target.loop import Loop
@@ -41,9 +44,20 @@ cache.
 _COMPACT_BELOW_BYTES = 320 << 10
 """Move what is left to the front when the free end cannot hold one PDU of the largest size."""
 
+_LOGIN_RECEIVE_BYTES = LOGIN_SEGMENT_BYTES_MAX + (4 << 10)
+"""A Login Request of the largest size with its header segments: what a connection gets before its login."""
+
+_LOGINS_MAX = 1024
+"""Connections that are not logged in. One more takes the place of the oldest."""
+
+_STALLS_MAX = 2
+"""For so many ping intervals in a row may a session leave us without any of the data it announced."""
+
+UNSENT_BYTES_MAX = 256 << 20
+"""What may wait for all initiators together. Beyond it, the connection that leaves most unread is closed."""
+
+_HUNG_UP = "closed by the initiator"
 _IOV_MAX = 1024
-_CONNECTIONS_MAX = 256
-_LISTEN_BACKLOG = 64
 
 
 class Portal:
@@ -70,65 +84,71 @@ class Portal:
         self.random_bytes = random_bytes
         self.login_timeout_seconds = login_timeout_seconds
         self._loop = loop
-        self._listeners: list[socket.socket] = []
+        self.log = PeerLog(log, loop.monotonic)
+        self._listeners: list[Listener] = []
         self._connections: set[_Connection] = set()
+        self._logins: OrderedDict[_Connection, None] = OrderedDict()
+        self._unsent_bytes = 0
         self._ping_seconds = ping_seconds
         self._ping_timer = loop.call_later(ping_seconds, self._ping)
 
     def listen(self, address: str) -> str:
         """Listen on "host:port" (port 0: any); the address with the port it got. OSError when it is taken."""
-        host, port = parse_address(address)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(_LISTEN_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
+        listener = Listener(self._loop, address, self._accepted)
         self._listeners.append(listener)
-        self._loop.register(listener.fileno(), lambda: self._accept(listener))
-        bound = format_address(*listener.getsockname()[:2])
-        log.info("iSCSI portal listens on %s", bound)
-        return bound
+        log.info("iSCSI portal listens on %s", listener.address)
+        return listener.address
 
     @property
     def addresses(self) -> list[str]:
-        return [format_address(*listener.getsockname()[:2]) for listener in self._listeners]
+        return [listener.address for listener in self._listeners]
 
     @property
     def connection_count(self) -> int:
         return len(self._connections)
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            client, peer = listener.accept()
-        except OSError as error:  # the client went away, or no descriptor is free: others must go on
-            log.warning("iSCSI accept failed: %s", error)
-            return
-        if len(self._connections) >= _CONNECTIONS_MAX:
-            log.warning("iSCSI connection from %s refused: there are %d", peer[0], _CONNECTIONS_MAX)
-            client.close()
-            return
-        self._connections.add(_Connection(self._loop, self, client, format_address(*peer[:2])))
+    def _accepted(self, client: socket.socket, peer: str) -> None:
+        if len(self._logins) >= _LOGINS_MAX:
+            next(iter(self._logins)).close("another one wants to log in, and too many have not done so")
+        connection = _Connection(self._loop, self, client, peer)
+        self._connections.add(connection)
+        self._logins[connection] = None
+
+    def logged_in(self, connection: _Connection) -> None:
+        self._logins.pop(connection, None)
+
+    def unsent(self, change_bytes: int) -> None:
+        """What connections could not send has grown or shrunk."""
+        self._unsent_bytes += change_bytes
+        if change_bytes > 0 and self._unsent_bytes > UNSENT_BYTES_MAX:
+            worst = max(self._connections, key=lambda one: one.unsent_bytes)
+            # Not within its own sending.
+            self._loop.call_soon(lambda: worst.close("it does not read what it asked for"))
 
     def forget(self, connection: _Connection) -> None:
         self._connections.discard(connection)
+        self._logins.pop(connection, None)
 
     def _ping(self) -> None:
         for connection in list(self._connections):
             connection.ping_if_silent()
         self._ping_timer = self._loop.call_later(self._ping_seconds, self._ping)
 
+    def request_logout(self, seconds: int) -> None:
+        """Take nobody in any more, and ask who is in to log out within so many seconds."""
+        self._stop_listening()
+        for connection in list(self._connections):
+            connection.request_logout(seconds)
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
     def close(self) -> None:
         """Close all connections and stop listening."""
         self._ping_timer.cancel()
-        for listener in self._listeners:
-            self._loop.unregister(listener.fileno())
-            listener.close()
-        self._listeners.clear()
+        self._stop_listening()
         for connection in list(self._connections):
             connection.close("the portal is closed")
 
@@ -153,18 +173,19 @@ class _Connection:
             self._logged_in,
         )
         self._receive: Callable[[memoryview, int, int], int] = self._protocol.receive
-        self._view = memoryview(bytearray(RECEIVE_BYTES))
+        self._view = memoryview(bytearray(_LOGIN_RECEIVE_BYTES))
         self._start = 0
         self._end = 0
         self._backlog: deque[Buffer] = deque()
-        self._backlog_bytes = 0
+        self.unsent_bytes = 0
         self._paused = False
         self._ending: str | None = None
         self._closed = False
         self._silent = False
+        self._stalls = 0
         self._send_output = self._send  # bound once: it is asked for in every turn
         self._login_timer = loop.call_later(portal.login_timeout_seconds, self._login_timed_out)
-        loop.register(self._fd, self._on_readable, self._on_writable)
+        loop.register(self._fd, self._on_login_readable, self._on_writable)
 
     # What the protocol tells (SessionOwner)
 
@@ -180,14 +201,49 @@ class _Connection:
         session = self._protocol.session
         assert session is not None
         self._receive = session.receive
-        log.info(
-            "iSCSI %s from %s logged in to %s",
-            admission.initiator_name,
-            self._peer,
-            admission.node.name if admission.node else "discovery",
-        )
+        self._portal.logged_in(self)
+        self._loop.call_soon(self._make_room)
+        to = admission.node.name if admission.node else "discovery"
+        self._portal.log.info(self._peer, f"{admission.initiator_name} logged in to {to}")
+
+    def _make_room(self) -> None:
+        """From now on PDUs may be large. What is in the small buffer may be in use until the turn ends."""
+        if self._closed:
+            return
+        view = memoryview(bytearray(RECEIVE_BYTES))
+        left = self._end - self._start
+        view[:left] = self._view[self._start : self._end]
+        self._view, self._start, self._end = view, 0, left
+        self._loop.unregister(self._fd)
+        self._loop.register(self._fd, self._on_readable, self._on_writable)
+        self._loop.watch_writable(self._fd, bool(self._backlog))
+        self._loop.watch_readable(self._fd, not self._paused)
+        self._parse()  # the login may have waited with commands behind it
 
     # Receiving
+
+    def _on_login_readable(self) -> None:
+        """As `_on_readable`, with the small buffer."""
+        view = self._view
+        left = self._end - self._start
+        if self._start:
+            view[:left] = bytes(view[self._start : self._end])
+            self._start, self._end = 0, left
+        if left == len(view):  # the login is held up: what came with it is enough for now
+            self._loop.watch_readable(self._fd, False)
+            return
+        try:
+            count = self._socket.recv_into(view[left:])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(str(error))
+            return
+        if not count:
+            self.close(self._ending or _HUNG_UP)
+            return
+        self._end += count
+        self._parse()
 
     def _on_readable(self) -> None:
         start, end = self._start, self._end
@@ -206,7 +262,7 @@ class _Connection:
                 self.close(str(error))
                 return
             if not count:
-                self.close(self._ending or "closed by the initiator")
+                self.close(self._ending or _HUNG_UP)
                 return
             end += count
             self._silent = False
@@ -251,11 +307,13 @@ class _Connection:
         self._after_send()
 
     def _keep(self, output: Sequence[Buffer]) -> None:
+        before = self.unsent_bytes
         for buffer in output:
             immutable = type(buffer) is bytes or (type(buffer) is memoryview and type(buffer.obj) is bytes)
             kept = buffer if immutable else bytes(buffer)
             self._backlog.append(kept)
-            self._backlog_bytes += len(kept)
+            self.unsent_bytes += len(kept)
+        self._portal.unsent(self.unsent_bytes - before)
 
     def _on_writable(self) -> None:
         backlog = self._backlog
@@ -267,7 +325,8 @@ class _Connection:
             self.close(str(error))
             return
         self._silent = False  # it takes data, so it lives
-        self._backlog_bytes -= sent
+        self.unsent_bytes -= sent
+        self._portal.unsent(-sent)
         while sent:
             first = backlog[0]
             if len(first) > sent:
@@ -283,8 +342,8 @@ class _Connection:
         session = self._protocol.session
         if session is not None:
             was_full = session.output_bytes >= OUTPUT_BYTES_HIGH
-            session.output_bytes = self._backlog_bytes
-            full = self._backlog_bytes >= OUTPUT_BYTES_HIGH
+            session.output_bytes = self.unsent_bytes
+            full = self.unsent_bytes >= OUTPUT_BYTES_HIGH
             if full != self._paused:
                 self._paused = full
                 self._loop.watch_readable(self._fd, not full)
@@ -306,6 +365,19 @@ class _Connection:
             self.close("no answer to a ping")
             return
         self._silent = True
+        if session is not None and session.collection.stalled():
+            self._stalls += 1
+            if self._stalls > _STALLS_MAX:
+                self.close("the data of its writes do not come")
+        else:
+            self._stalls = 0
+
+    def request_logout(self, seconds: int) -> None:
+        session = self._protocol.session
+        if session is None or session.node is None:
+            self.close("the portal is closed")
+        else:
+            session.housekeeping.request_logout(seconds)
 
     def _login_timed_out(self) -> None:
         self.close("the login took too long")
@@ -314,7 +386,11 @@ class _Connection:
         if self._closed:
             return
         self._closed = True
-        log.info("iSCSI %s from %s: %s", self._protocol.initiator_name, self._peer, reason)
+        failed = self._protocol.session is None and reason != _HUNG_UP
+        report = self._portal.log.warning if failed else self._portal.log.info
+        report(self._peer, f"{self._protocol.initiator_name}: {reason}")
+        self._portal.unsent(-self.unsent_bytes)
+        self.unsent_bytes = 0
         self._login_timer.cancel()
         self._loop.unregister(self._fd)
         self._protocol.close()

@@ -7,9 +7,10 @@ No I/O. Invariant: at most one session for each initiator port (name, ISID) and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from target.iscsi.budget import MemoryBudget
 from target.iscsi.login import Admission
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class SessionRegistry:
         self._sessions: dict[int, TargetSession] = {}
         self._admissions: dict[int, Admission] = {}
         self._last_tsih = 0
+        self._draining: list[TargetSession] = []
+        self._waiting: list[Callable[[], None]] = []
+        self.budget = MemoryBudget()
 
     def new_tsih(self) -> int:
         """A TSIH that no live session has; never zero."""
@@ -43,16 +47,24 @@ class SessionRegistry:
         old = self._sessions.get(admission.tsih)
         if old is not None:
             return old
-        return next(
-            (
-                session
-                for session in self._sessions.values()
-                if session.admission.isid == admission.isid
-                and session.admission.initiator_name == admission.initiator_name
-                and session.node is admission.node
-            ),
-            None,
-        )
+        return next((one for one in self._sessions.values() if _same_port(one.admission, admission)), None)
+
+    def drains(self, admission: Admission) -> bool:
+        """Whether the device still has commands of an earlier session of this initiator port."""
+        return any(_same_port(one.admission, admission) for one in self._draining)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call once, when the last command of some closed session has ended."""
+        self._waiting.append(call)
+
+    def drained(self, session: TargetSession) -> None:
+        """A command of a closed session has ended."""
+        if session.draining or session not in self._draining:
+            return
+        self._draining.remove(session)
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
     def add(self, session: TargetSession) -> None:
         self._sessions[session.admission.tsih] = session
@@ -62,6 +74,8 @@ class SessionRegistry:
         if self._sessions.get(session.admission.tsih) is session:
             del self._sessions[session.admission.tsih]
             del self._admissions[session.admission.tsih]
+        if session.draining:
+            self._draining.append(session)
 
     def sessions_of(self, target_name: str) -> list[TargetSession]:
         return [
@@ -72,3 +86,7 @@ class SessionRegistry:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+
+def _same_port(one: Admission, other: Admission) -> bool:
+    return (one.isid, one.initiator_name) == (other.isid, other.initiator_name) and one.node is other.node

@@ -105,6 +105,8 @@ class TargetSession:
         self.closed = False
         self.ending = False
         self.tasks: dict[int, ScsiTask] = {}
+        self.draining: set[ScsiTask] = set()
+        """After `close`: what the device server still has, and may still write."""
         self.task_management = TaskManagement(self, registry)
         self.housekeeping = Housekeeping(self, send_targets)
         self._owner = owner
@@ -120,12 +122,14 @@ class TargetSession:
         self._immediate_data = parameters.immediate_data
         self._initial_r2t = parameters.initial_r2t
         self.declare_segment(parameters.peer_max_recv_data_segment_length)
-        self.collection = WriteCollection(self, self.max_burst, parameters.max_outstanding_r2t)
+        self.collection = WriteCollection(
+            self, registry.budget, self.max_burst, parameters.max_outstanding_r2t
+        )
 
         self.exp_cmd_sn = admission.exp_cmd_sn
         self.max_cmd_sn = admission.exp_cmd_sn + COMMAND_WINDOW - 1 & 0xFFFFFFFF
         self.stat_sn = admission.stat_sn
-        self.held_commands = HeldCommands(self)
+        self.held_commands = HeldCommands(self, registry.budget)
         self._held = self.held_commands.by_cmd_sn
         self._large_reads_bytes = 0
         self._transfer_tag = 0
@@ -293,8 +297,7 @@ class TargetSession:
         task = CollectingTask(self, cdb, b"", tag, request.lun, expected, True, immediate)
         task.start(data, unsolicited)
         self.tasks[tag] = task
-        if not unsolicited:
-            self.collection.solicit(task)
+        self.collection.begin(task)
 
     # Answers
 
@@ -352,7 +355,11 @@ class TargetSession:
     def finish(self, task: ScsiTask, result: ScsiResult) -> None:
         tag = task.initiator_task_tag
         if self.tasks.get(tag) is not task:
-            self.task_management.late(task)
+            if self.closed:
+                self.draining.discard(task)
+                self._registry.drained(self)
+            else:
+                self.task_management.late(task)
             return
         del self.tasks[tag]
         self.retire_task(task)
@@ -445,6 +452,8 @@ class TargetSession:
         if self.closed:
             return
         self.closed = self.ending = True
+        self.draining.update(task for task in self.tasks.values() if task.is_executing)
+        self.draining.update(self.task_management.aborted)
         self.tasks.clear()
         self.output.clear()
         self.collection.clear()

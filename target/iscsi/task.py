@@ -60,6 +60,11 @@ class ScsiTask(ScsiCommand):
         self.is_write = is_write
         self.immediate = immediate
 
+    @property
+    def is_executing(self) -> bool:
+        """Whether the device server has it."""
+        return True
+
     def done(self, data: Buffer | None = None) -> None:
         self.owner.finish_done(self, data)
 
@@ -76,6 +81,7 @@ class CollectingTask(ScsiTask):
 
     __slots__ = (
         "buffer",
+        "charged_bytes",
         "failure",
         "next_data_sn",
         "next_solicited",
@@ -86,6 +92,7 @@ class CollectingTask(ScsiTask):
     )
 
     buffer: bytearray
+    charged_bytes: int
     failure: Sense | None
     received: int
     unsolicited_end: int
@@ -98,6 +105,7 @@ class CollectingTask(ScsiTask):
         """Take the immediate data; `unsolicited_left` bytes may follow without R2T (0: none will)."""
         # Calloc: memory is used as data arrive, so a length that is only announced costs nothing.
         self.buffer = bytearray(self.expected_length)
+        self.charged_bytes = 0
         self.failure = None
         self.received = len(immediate_data)
         self.buffer[: self.received] = immediate_data
@@ -106,6 +114,10 @@ class CollectingTask(ScsiTask):
         self.r2t_sn = 0
         self.next_data_sn = 0
         self.r2ts = {}
+
+    @property
+    def is_executing(self) -> bool:
+        return self.complete_data
 
     @property
     def complete_data(self) -> bool:

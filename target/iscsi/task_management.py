@@ -74,7 +74,7 @@ class TaskManagement:
     def __init__(self, session: TargetSession, registry: SessionRegistry) -> None:
         self._session = session
         self._registry = registry
-        self._aborted: dict[ScsiTask, tuple[_Pending, bool]] = {}
+        self.aborted: dict[ScsiTask, tuple[_Pending, bool]] = {}
 
     def request(self, request: TaskManagementRequest) -> None:
         function = request.function & 0x7F
@@ -137,7 +137,7 @@ class TaskManagement:
         session = self._session
         for task in tasks:
             del session.tasks[task.initiator_task_tag]
-            if isinstance(task, CollectingTask) and not task.complete_data:
+            if isinstance(task, CollectingTask) and not task.is_executing:
                 session.collection.forget(task)
                 if tell:
                     session.answer_aborted(task)
@@ -145,15 +145,12 @@ class TaskManagement:
                     session.retire_task(task)
             else:
                 pending.count += 1
-                self._aborted[task] = (pending, tell)
+                self.aborted[task] = (pending, tell)
 
     def late(self, task: ScsiTask) -> None:
         """The device server has finished a task that was aborted."""
         session = self._session
-        entry = self._aborted.pop(task, None)
-        if entry is None:
-            return  # the session was closed meanwhile
-        pending, tell = entry
+        pending, tell = self.aborted.pop(task)
         if isinstance(task, CollectingTask):
             session.collection.forget(task)
         if tell:

@@ -398,7 +398,7 @@ def test_a_write_too_large_to_collect_is_refused_by_sense() -> None:
 
 def test_what_is_solicited_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes beyond the bound are asked for their data when one before them has ended."""
-    monkeypatch.setattr("target.iscsi.write_collection.SOLICITED_BYTES_MAX", 3 * BLOCK)
+    monkeypatch.setattr("target.iscsi.write_collection.COLLECTED_BYTES_MAX", 3 * BLOCK)
     volume = MemoryVolume()
     wire = Wire([node(volume)])
     wire.login(**R2T_ONLY)
