@@ -11,7 +11,8 @@ same disks. In reading order:
     recovering    the engine started from such a content: is it right, and does a second start agree
     primary       all sequences of one site, put together and counted
     secondary     the same for fetch, append, restore and checkpoint of a secondary
+    enumeration   which of all these worlds every test run takes, and which the wider set
     damage        the recovery decision table, each row by damage to a real ring
 
-`python -m tests.simulation.small_worlds` prints how many cases there are; `--wide` takes the wider set.
+`python -m tests.simulation.small_worlds` prints how many cases there are (`--wide`: the wider set).
 """

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from target.group import Access
 from tests.simulation.small_worlds.crash_states import Cache, Disks, State
 from tests.simulation.small_worlds.machine import Machine
-from tests.simulation.small_worlds.operations import Image
 from tests.simulation.small_worlds.tracing import Trace
 
 
@@ -21,11 +20,15 @@ class Wrong(AssertionError):
     """A state from which the engine does not recover as it must."""
 
 
+Content = tuple[tuple[str, bytes], ...]
+"""An `Image`, as a value."""
+
+
 class Found(NamedTuple):
     """What a start found: how many records behind the beginning, and the content of the volumes."""
 
     records: int
-    image: tuple[tuple[str, bytes], ...]
+    image: Content
 
 
 class Recoveries:
@@ -34,6 +37,8 @@ class Recoveries:
     def __init__(self, disks: Disks, first_sequence: int) -> None:
         self._disks = disks
         self._first_sequence = first_sequence
+        self._images: dict[Content, Content] = {}
+        """Few differ: each is kept once."""
         self._once: dict[State, Found] = {}
         self._twice: dict[State, Found] = {}
         self.starts = 0
@@ -84,6 +89,6 @@ class Recoveries:
     def _look(self, machine: Machine) -> Found:
         if machine.group.access is not Access.SERVE:
             raise Wrong(f"refused: {machine.group.reason}")
-        image: Image = machine.view()
+        image = tuple(sorted(machine.view().items()))
         records = machine.group.journal.head.sequence - self._first_sequence
-        return Found(records, tuple(sorted(image.items())))
+        return Found(records, self._images.setdefault(image, image))
