@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
+import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
 from target.config import load_config
+from target.control.supervision import Supervision
 from target.errors import ReplctlError
 from target.group import Access
 from target.loop import Loop
@@ -34,6 +38,7 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     _keep_memory()
+    _use_descriptors()
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     where = ""
     try:
@@ -62,8 +67,16 @@ def _keep_memory() -> None:
             libc.mallopt(option, value)
 
 
+def _use_descriptors() -> None:
+    """As many descriptors as we may have: each initiator needs one, and many systems begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _run(loop: Loop, subsystem: Subsystem) -> None:
     stopping = False
+    supervision = Supervision(os.environ)
 
     def stop(*_: object) -> None:
         nonlocal stopping
@@ -72,6 +85,11 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
             loop.call_from_thread(begin_stop)
 
     def begin_stop() -> None:
+        supervision.stopping()
+        _log.info("stopping: initiators are asked to log out")
+        subsystem.drain(settle)
+
+    def settle() -> None:
         _log.info("stopping: what is in the journal goes to the data volumes")
         subsystem.close()
         deadline = loop.monotonic() + _SETTLE_SECONDS_MAX
@@ -95,6 +113,8 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
             group.access.name.lower(),
             f" ({group.reason})" if group.access is not Access.SERVE else "",
         )
+    supervision.ready()
+    supervision.attend(loop)
     try:
         loop.run()
     finally:

@@ -39,6 +39,9 @@ from target.scsi.sense import MODE_PARAMETERS_CHANGED
 
 _log = logging.getLogger(__name__)
 
+LOGOUT_SECONDS = 2
+"""For a host to log out in good order before its connection is cut; its commands are kept either way."""
+
 
 class Subsystem:
     """Opens everything in its constructor; raises ReplctlError when something does not fit."""
@@ -189,6 +192,21 @@ class Subsystem:
         return [self._note(group) for group in self.engine.groups.values()]
 
     # -- the end --
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """Ask the initiators to log out; call `done` when none is left, or after LOGOUT_SECONDS."""
+        left = len(self._portals)
+        if not left:
+            done()
+
+        def drained() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        for portal in self._portals:
+            portal.drain(LOGOUT_SECONDS, drained)
 
     def close(self) -> None:
         """Stop taking commands; what was acknowledged is in the journal and found again."""

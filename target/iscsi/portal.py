@@ -30,7 +30,7 @@ from target.iscsi.pdu import BHS_BYTES, ProtocolError
 from target.iscsi.peer_log import PeerLog
 from target.iscsi.registry import SessionRegistry
 from target.iscsi.session import OUTPUT_BYTES_HIGH
-from target.loop import Loop
+from target.loop import Loop, LoopTimer
 from target.volume import Buffer
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ class Portal:
         self._connections: set[_Connection] = set()
         self._logins: OrderedDict[_Connection, None] = OrderedDict()
         self._unsent_bytes = 0
+        self._drained: Callable[[], object] | None = None
+        self._drain_timer: LoopTimer | None = None
         self._ping_seconds = ping_seconds
         self._ping_timer = loop.call_later(ping_seconds, self._ping)
 
@@ -128,17 +130,25 @@ class Portal:
     def forget(self, connection: _Connection) -> None:
         self._connections.discard(connection)
         self._logins.pop(connection, None)
+        if self._drained is not None and not self._connections:
+            self._loop.call_soon(self.close)
 
     def _ping(self) -> None:
         for connection in list(self._connections):
             connection.ping_if_silent()
         self._ping_timer = self._loop.call_later(self._ping_seconds, self._ping)
 
-    def request_logout(self, seconds: int) -> None:
-        """Take nobody in any more, and ask who is in to log out within so many seconds."""
+    def drain(self, seconds: int, done: Callable[[], object]) -> None:
+        """Take nobody in any more, ask who is in to log out, and close when they have, or after so many
+        seconds; then call `done`. Commands are served until then.
+        """
         self._stop_listening()
+        self._drained = done
+        self._drain_timer = self._loop.call_later(seconds, self.close)
         for connection in list(self._connections):
             connection.request_logout(seconds)
+        if not self._connections:
+            self.close()
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
@@ -149,8 +159,13 @@ class Portal:
         """Close all connections and stop listening."""
         self._ping_timer.cancel()
         self._stop_listening()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
         for connection in list(self._connections):
             connection.close("the portal is closed")
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained()
 
 
 class _Connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from target.errors import OperatorError
-from target.iscsi.address import format_address, parse_address
+from target.iscsi.address import format_address, parse_address, reachable
 from target.iscsi.url import parse_url
 
 
@@ -25,7 +25,23 @@ def test_addresses(text: str, parsed: tuple[str, int]) -> None:
     assert parse_address(format_address(*parsed)) == parsed
 
 
-@pytest.mark.parametrize("text", ["", ":3260", "host:port", "host:70000", "[::1", "[::1]3260", "[]:1"])
+@pytest.mark.parametrize(
+    ("address", "asked_at", "told"),
+    [
+        ("10.0.0.1:3260", "10.0.0.9:3260", "10.0.0.1:3260"),
+        ("0.0.0.0:3260", "10.0.0.9:3260", "10.0.0.9:3260"),
+        ("[::]:3261", "[fd00::9]:3261", "[fd00::9]:3261"),
+        ("[fe80::1%eth0]:3260", "[fe80::1%eth0]:3260", "[fe80::1]:3260"),
+        ("[::]:3260", "[fe80::1%eth0]:3260", "[fe80::1]:3260"),
+    ],
+)
+def test_discovery_tells_addresses_that_can_be_used(address: str, asked_at: str, told: str) -> None:
+    assert reachable(address, asked_at) == told
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":3260", "host:port", "host:\u0663", "host:70000", "[::1", "[::1]3260", "[]:1"]
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(OperatorError, match="is not an address"):
         parse_address(text)

@@ -7,9 +7,12 @@ import pytest
 from target.iscsi.chap import ChapCredentials, chap_response
 from target.iscsi.login import LoginStatus
 from target.iscsi.pdu import ProtocolError
-from target.iscsi.requests import NopOut
-from target.iscsi.text import decode_binary, encode_binary
-from tests.unit.iscsi.wire import DISCOVERY, INITIATOR, ISID, NORMAL, TARGET, Feed, Wire, node
+from target.iscsi.requests import LoginRequest, NopOut
+from target.iscsi.responses import LoginResponse
+from target.iscsi.text import decode_binary, encode_binary, encode_text
+from target.scsi import cdb as cdbs
+from tests.unit.iscsi.wire import BLOCK, DISCOVERY, INITIATOR, ISID, NORMAL, TARGET, Feed, Wire, node
+from tests.unit.scsi.memory_volume import MemoryVolume
 
 CHAP = ChapCredentials("alice", "alice-secret-12", "target", "target-secret-12")
 
@@ -337,6 +340,84 @@ def test_a_session_is_known_by_its_name_too() -> None:
     keys = {**NORMAL, "InitiatorName": "iqn.2024-01.example:thief"}
     assert refusal(thief, keys, tsih=response.tsih) == LoginStatus.SESSION_DOES_NOT_EXIST
     assert first.ended is None
+
+
+def test_a_new_session_begins_when_nothing_of_the_old_one_can_happen_any_more() -> None:
+    """RFC 7143 6.3.5: otherwise an old write could land on what the new session has written."""
+    volume = MemoryVolume()
+    nodes = [node(volume)]
+    first = Wire(nodes)
+    first.login()
+    volume.hold = True
+    for lba in range(2):
+        first.command(cdbs.write(lba, 1), write=BLOCK, data=bytes(BLOCK))
+    others = [Wire(nodes, registry=first.registry) for _ in range(2)]
+    request = encode_login()
+    for one in others:
+        one.send(request)
+        assert one.take() == []
+    assert first.ended == "replaced: the initiator logged in again"
+    assert volume.release()
+    assert [one.connection.session for one in others] == [None, None]
+    assert volume.release()
+    assert others[0].ended == "replaced: the initiator logged in again"
+    response = others[1].take_one().pdu
+    assert isinstance(response, LoginResponse)
+    assert response.status == 0
+    assert response.tsih
+    assert others[1].logins == 1
+    assert len(first.registry) == 1
+
+
+def test_a_broken_connection_is_waited_for_too() -> None:
+    volume = MemoryVolume()
+    nodes = [node(volume)]
+    first = Wire(nodes)
+    first.login()
+    volume.hold = True
+    first.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    first.connection.close()
+    second = Wire(nodes, registry=first.registry)
+    second.send(encode_login() + encode_login())
+    assert second.take() == []
+    second.connection.close()
+    assert volume.release()
+    assert second.connection.session is None, "it went away meanwhile"
+    assert len(first.registry) == 0
+
+
+def test_another_initiator_waits_for_nobody() -> None:
+    volume = MemoryVolume()
+    nodes = [node(volume)]
+    first = Wire(nodes)
+    first.login()
+    volume.hold = True
+    first.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    first.connection.close()
+    other = Wire(nodes, registry=first.registry)
+    response, _ = other.login_request(NORMAL, isid=b"\x80\x09\x09\x09\x00\x00")
+    assert response.status == 0
+
+
+def test_there_may_be_so_many_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("target.iscsi.login.SESSIONS_MAX", 2)
+    nodes = [node()]
+    first = Wire(nodes)
+    first.login()
+    second = Wire(nodes, registry=first.registry)
+    second.login_request(NORMAL, isid=b"\x80\x09\x09\x09\x00\x00")
+    third = Wire(nodes, registry=first.registry)
+    status = refusal(third, NORMAL, isid=b"\x80\x08\x08\x08\x00\x00")
+    assert status == LoginStatus.OUT_OF_RESOURCES
+    again = Wire(nodes, registry=first.registry)
+    response, _ = again.login_request(NORMAL)
+    assert response.status == 0, "who has a session may have it again"
+
+
+def encode_login() -> bytes:
+    text = encode_text(NORMAL.items())
+    header = LoginRequest(0x87, 0, 0, ISID, 0, 7, 0, 1, 0).encode(data_length=len(text), immediate=True)
+    return header + text + bytes(-len(text) % 4)
 
 
 def refusal_status(wire: Wire, tsih: int, cid: int) -> int:

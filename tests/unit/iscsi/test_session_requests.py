@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from target.iscsi.pdu import FINAL, RESERVED_TAG, Opcode, ProtocolError, encode_ahs
 from target.iscsi.requests import LogoutRequest, NopOut, SnackRequest, TextRequest
 from target.iscsi.responses import (
+    AsyncMessage,
+    DataIn,
     LogoutResponse,
     NopIn,
     Reject,
@@ -229,6 +231,24 @@ def test_snack_is_rejected() -> None:
     pdu = wire.take_one().pdu
     assert isinstance(pdu, Reject)
     assert pdu.reason == 0x03
+
+
+def test_a_logout_may_be_asked_for_and_commands_are_served_until_then() -> None:
+    """RFC 7143 11.9.1: event 1, with the seconds that are left."""
+    wire = Wire([node()])
+    wire.login()
+    session = wire.connection.session
+    assert session is not None
+    before = session.stat_sn
+    session.housekeeping.request_logout(3)
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, AsyncMessage)
+    assert (pdu.async_event, pdu.parameter3, pdu.initiator_task_tag) == (1, 3, RESERVED_TAG)
+    assert pdu.stat_sn == before
+    wire.command(cdbs.read(0, 1), read=BLOCK)
+    received = wire.take_one().pdu
+    assert isinstance(received, DataIn)
+    assert received.stat_sn == before + 1
 
 
 # Digests and other damage
