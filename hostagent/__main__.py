@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from hostagent.config import load_config
 from hostagent.daemon import Daemon
 from hostagent.stdio import run_stdio
+from target.control.supervision import Supervision
 from target.errors import ReplctlError
 
 
@@ -41,7 +43,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
-    daemon.run()
+    supervision = Supervision(os.environ)
+    supervision.ready()
+    daemon.run(supervision)
+    supervision.stopping()
     daemon.close()
 
 

@@ -26,6 +26,7 @@ from hostagent.ssh_client import PeerLink
 from hostagent.ssh_server import SshServer
 from hostagent.store import Store
 from hostagent.target_link import TargetLink
+from target.control.supervision import Supervision
 from target.errors import PeerError, ReplctlError
 
 _TICK_SECONDS = 0.1
@@ -104,10 +105,13 @@ class Daemon:
 
     # -- the one thread --
 
-    def run(self) -> None:
-        """Until `stop`."""
-        next_tick = time.monotonic()
+    def run(self, supervision: Supervision) -> None:
+        """Until `stop`; says meanwhile that it lives."""
+        next_tick = next_alive = time.monotonic()
         while True:
+            if supervision.interval_seconds is not None and time.monotonic() >= next_alive:
+                supervision.alive()
+                next_alive = time.monotonic() + supervision.interval_seconds
             try:
                 call = self._queue.get(timeout=max(0.0, next_tick - time.monotonic()))
             except queue.Empty:
