@@ -58,6 +58,9 @@ class ReadOnlyVolume:
     def flush(self, request: Request) -> None:
         request.done()
 
+    def barrier(self, request: Request) -> None:
+        request.failed(VolumeError.WRITE_PROTECTED)
+
 
 def _answer_read(request: Request, data: bytes | None, error: Exception | None) -> None:
     if data is None:

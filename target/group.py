@@ -244,6 +244,13 @@ class ConsistencyGroup:
         else:
             self.write_path.add(Entry(None, request, True))
 
+    def barrier(self, request: Request) -> None:
+        """Answer when all writes so far are in the journal and in the overlay: behind them, in their order."""
+        if self.access is Access.SERVE:
+            self.write_path.add(Entry(None, request, False))
+        else:
+            self._not_now(request, lambda: self.barrier(request))
+
     def read(self, volume: int, offset: int, length: int, request: Request) -> None:
         """Read the newest content."""
         if self.access is Access.FAILED:

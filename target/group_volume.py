@@ -33,3 +33,6 @@ class GroupVolume:
 
     def flush(self, request: Request) -> None:
         self._group.flush(request)
+
+    def barrier(self, request: Request) -> None:
+        self._group.barrier(request)

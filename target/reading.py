@@ -106,11 +106,14 @@ class Reading:
         pieces = plan_read(self._layers(volume), offset, length)
         # The journal's part of this plan stays where it is until the head has gone a whole ring further.
         stays_until = self._journal.free_tail_lsn + self._journal.superblock.ring_bytes
+        # What is written from now on goes to this generation, and to the volume only after another has begun:
+        # until then no part of this plan can change under the read, and none is torn.
+        generation = self._overlay.current
 
         def done(data: Buffer | None, error: Exception | None) -> None:
             if data is None:
                 self._refuse(volume, offset, error, request)
-            elif self._journal.head.lsn > stays_until:
+            elif self._journal.head.lsn > stays_until or self._overlay.current is not generation:
                 self.read(volume, offset, length, request)
             else:
                 request.done(data)

@@ -63,3 +63,6 @@ class Volume(Protocol):
 
     def flush(self, request: Request) -> None:
         """Answer when everything written before is durable."""
+
+    def barrier(self, request: Request) -> None:
+        """Answer when reads see everything written before; it need not be durable. Refused like a write."""

@@ -45,9 +45,12 @@ class Opcode(IntEnum):
     WRITE_6 = 0x0A
     INQUIRY = 0x12
     MODE_SELECT_6 = 0x15
+    RESERVE_6 = 0x16
+    RELEASE_6 = 0x17
     MODE_SENSE_6 = 0x1A
     START_STOP_UNIT = 0x1B
     SEND_DIAGNOSTIC = 0x1D
+    PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1E
     READ_CAPACITY_10 = 0x25
     READ_10 = 0x28
     WRITE_10 = 0x2A
@@ -55,17 +58,26 @@ class Opcode(IntEnum):
     VERIFY_10 = 0x2F
     PRE_FETCH_10 = 0x34
     SYNCHRONIZE_CACHE_10 = 0x35
+    READ_DEFECT_DATA_10 = 0x37
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
+    LOG_SENSE = 0x4D
     MODE_SELECT_10 = 0x55
     MODE_SENSE_10 = 0x5A
+    PERSISTENT_RESERVE_IN = 0x5E
+    PERSISTENT_RESERVE_OUT = 0x5F
+    EXTENDED_COPY = 0x83
+    RECEIVE_COPY_RESULTS = 0x84
     READ_16 = 0x88
+    COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
+    ORWRITE_16 = 0x8B
     WRITE_AND_VERIFY_16 = 0x8E
     VERIFY_16 = 0x8F
     PRE_FETCH_16 = 0x90
     SYNCHRONIZE_CACHE_16 = 0x91
     WRITE_SAME_16 = 0x93
+    WRITE_ATOMIC_16 = 0x9C
     SERVICE_ACTION_IN_16 = 0x9E
     REPORT_LUNS = 0xA0
     MAINTENANCE_IN = 0xA3
@@ -73,6 +85,7 @@ class Opcode(IntEnum):
     WRITE_12 = 0xAA
     WRITE_AND_VERIFY_12 = 0xAE
     VERIFY_12 = 0xAF
+    READ_DEFECT_DATA_12 = 0xB7
 
 
 READ_CAPACITY_16_ACTION = 0x10
@@ -148,6 +161,27 @@ def verify(lba: int, blocks: int, *, bytchk: int = 0) -> bytes:
 def write_same(lba: int, blocks: int, *, unmap: bool = False) -> bytes:
     """WRITE SAME; the data is one block."""
     return _shortest(Opcode.WRITE_SAME_10, Opcode.WRITE_SAME_16, lba, blocks, UNMAP_BIT if unmap else 0)
+
+
+def compare_and_write(lba: int, blocks: int, *, fua: bool = False) -> bytes:
+    """COMPARE AND WRITE; the data are `blocks` to compare with, then `blocks` to write."""
+    return struct.pack(">BBQ3xBBB", Opcode.COMPARE_AND_WRITE, FUA if fua else 0, lba, blocks, 0, 0)
+
+
+def write_atomic(lba: int, blocks: int) -> bytes:
+    """WRITE ATOMIC (16) without an atomic boundary."""
+    return struct.pack(">BBQHHBB", Opcode.WRITE_ATOMIC_16, 0, lba, 0, blocks, 0, 0)
+
+
+def persistent_reserve_in(service_action: int, allocation_length: int = 4096) -> bytes:
+    return struct.pack(">BB5xHB", Opcode.PERSISTENT_RESERVE_IN, service_action, allocation_length, 0)
+
+
+def persistent_reserve_out(service_action: int, parameter_list_length: int = 24, *, kind: int = 0) -> bytes:
+    """`kind`: scope and type."""
+    return struct.pack(
+        ">BBBxxIB", Opcode.PERSISTENT_RESERVE_OUT, service_action, kind, parameter_list_length, 0
+    )
 
 
 def synchronize_cache(lba: int = 0, blocks: int = 0) -> bytes:

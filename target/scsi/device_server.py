@@ -5,7 +5,8 @@ Front ends hand every command to `Device.execute`. SAM-5, *SCSI target device*; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from target.scsi.cdb import Opcode
 from target.scsi.chain import check_condition
@@ -21,10 +22,15 @@ from target.scsi.sense import (
     invalid_field_in_cdb,
 )
 from target.scsi.unit_commands import data_in, sense_data_in
+from target.volume import Request
 
 # SELECT REPORT (SPC-4, *REPORT LUNS command*).
 _ADDRESSABLE, _WELL_KNOWN, _EVERY = 0x00, 0x01, 0x02
 _REPORT_LUNS_ALLOCATION_MIN = 16
+
+
+AbortTasksOfLun = Callable[[int, Nexus, Request], None]
+"""Abort the commands of a nexus to a LUN, and answer when none of them can change the medium any more."""
 
 
 class Device:
@@ -32,6 +38,7 @@ class Device:
 
     def __init__(self, logical_units: Mapping[int, LogicalUnit]) -> None:
         self._logical_units: dict[int, LogicalUnit] = {}
+        self._abort: AbortTasksOfLun | None = None
         self._assign(logical_units)
 
     @property
@@ -49,6 +56,14 @@ class Device:
     def _assign(self, logical_units: Mapping[int, LogicalUnit]) -> None:
         assert all(0 <= lun <= LUN_MAX for lun in logical_units), sorted(logical_units)
         self._logical_units = dict(logical_units)
+        if self._abort is not None:
+            self.on_abort(self._abort)
+
+    def on_abort(self, abort: AbortTasksOfLun) -> None:
+        """Who aborts commands: the front end, which has them. Asked by PREEMPT AND ABORT."""
+        self._abort = abort
+        for lun, logical_unit in self._logical_units.items():
+            logical_unit.abort_tasks = partial(abort, lun)
 
     def execute(self, lun: int, command: ScsiCommand) -> None:
         """Execute one command; it is completed exactly once, at once or later."""

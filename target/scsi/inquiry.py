@@ -45,6 +45,8 @@ class Limits:
     unmap_bytes_max: int = 64 << 20
     unmap_descriptors_max: int = 256
     write_same_bytes_max: int = 8 << 20
+    compare_and_write_bytes_max: int = 64 << 10
+    atomic_bytes_max: int = 1 << 20
     alignment_bytes: int = 4096
 
 
@@ -111,16 +113,19 @@ def unit_serial_number(serial: str) -> bytes:
 
 
 def device_identification(serial: str, target_port: str, relative_target_port: int) -> bytes:
-    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then the target port."""
+    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then the port, if it is known."""
     naa = naa_identifier(serial)
     t10 = _text(VENDOR, 8) + _text(PRODUCT, 16) + serial.encode("ascii", "replace")
     body = (
         _designator(code_set=1, association=0, kind=3, value=naa)
         + _designator(code_set=2, association=0, kind=1, value=t10[:252])
         + _designator(code_set=3, association=0, kind=8, value=_scsi_name(f"naa.{naa.hex().upper()}"))
-        + _designator(code_set=1, association=1, kind=4, value=struct.pack(">xxH", relative_target_port))
-        + _designator(code_set=3, association=1, kind=8, value=_scsi_name(target_port))
     )
+    if target_port:
+        body += _designator(
+            code_set=1, association=1, kind=4, value=struct.pack(">xxH", relative_target_port)
+        )
+        body += _designator(code_set=3, association=1, kind=8, value=_scsi_name(target_port))
     return encode_vpd(VpdPage.DEVICE_IDENTIFICATION, body)
 
 
@@ -133,9 +138,9 @@ def naa_identifier(serial: str) -> bytes:
 def block_limits(limits: Limits, block_size: int) -> bytes:
     """WSNZ is set: WRITE SAME must say how many blocks."""
     body = struct.pack(
-        ">BBHIIIIIIIQ20x",
+        ">BBHIIIIIIIQIIIII",
         0x01,
-        0,
+        limits.compare_and_write_bytes_max // block_size,
         limits.alignment_bytes // block_size,
         limits.transfer_bytes_max // block_size,
         limits.transfer_bytes_max // block_size,
@@ -145,6 +150,11 @@ def block_limits(limits: Limits, block_size: int) -> bytes:
         limits.alignment_bytes // block_size,
         0x80000000,  # UGAVALID, alignment 0
         limits.write_same_bytes_max // block_size,
+        limits.atomic_bytes_max // block_size,
+        0,  # any alignment
+        0,  # any granularity
+        0,  # no transfer length with an atomic boundary
+        0,
     )
     return encode_vpd(VpdPage.BLOCK_LIMITS, body)
 

@@ -14,6 +14,7 @@ from target.scsi.command import Nexus, ScsiCommand, ScsiResult
 from target.scsi.inquiry import Limits
 from target.scsi.mode import ModeParameters
 from target.scsi.operations import operation_of
+from target.scsi.reservations import RESERVATION_CONFLICT, Access, ReservationStore
 from target.scsi.sense import (
     BUS_DEVICE_RESET_FUNCTION_OCCURRED,
     CAPACITY_DATA_HAS_CHANGED,
@@ -27,15 +28,20 @@ _unpack_10 = BLOCK_10.unpack_from
 _unpack_16 = BLOCK_16.unpack_from
 
 # These are executed while a unit attention is pending, and leave it pending or report it themselves (SAM-5,
-# *Unit attention conditions*).
-_BEFORE_UNIT_ATTENTION = (Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE)
+# *Unit attention conditions*); no reservation hinders them.
+_ALWAYS_EXECUTED = (Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE)
+
+# RELEASE does nothing for another initiator, and the others say RESERVATION CONFLICT themselves.
+_WHILE_RESERVED_BY_ANOTHER = (Opcode.RELEASE_6, Opcode.PERSISTENT_RESERVE_IN, Opcode.PERSISTENT_RESERVE_OUT)
 
 
 class LogicalUnit(UnitState):
     """Invariant: every command given to `execute` is completed exactly once, whatever its CDB holds."""
 
-    def __init__(self, volume: Volume, limits: Limits | None = None) -> None:
-        super().__init__(volume, limits)
+    def __init__(
+        self, volume: Volume, limits: Limits | None = None, reservation_store: ReservationStore | None = None
+    ) -> None:
+        super().__init__(volume, limits, reservation_store)
         ways = [self.execute_any] * 256
         ways[Opcode.READ_10] = self._read_10
         ways[Opcode.WRITE_10] = self._write_10
@@ -47,7 +53,7 @@ class LogicalUnit(UnitState):
     def execute(self, command: ScsiCommand) -> None:
         """Execute one command; it is completed at once or later, on the loop thread."""
         cdb = command.cdb
-        if id(command.nexus) not in self._quiet and self._reported_unit_attention(command):
+        if id(command.nexus) not in self._quiet and self._hindered(command):
             return
         if len(cdb) < CDB_BYTES_MAX:
             self.execute_any(command, cdb)
@@ -66,20 +72,42 @@ class LogicalUnit(UnitState):
     def reset(self) -> None:
         """LOGICAL UNIT RESET (SAM-5), after the front end has aborted the commands."""
         self.set_mode(ModeParameters())
+        self.set_reserved_by(None)
         self.raise_unit_attention(BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
     def nexus_lost(self, nexus: Nexus) -> None:
-        """The session is gone: nothing is kept for it."""
+        """The session is gone: nothing is kept for it but its registration."""
         self.attentions.forget(nexus)
+        if self.reserved_by == nexus:
+            self.set_reserved_by(None)
 
-    def _reported_unit_attention(self, command: ScsiCommand) -> bool:
-        if command.cdb and command.cdb[0] in _BEFORE_UNIT_ATTENTION:
+    def _hindered(self, command: ScsiCommand) -> bool:
+        """Answers the command with a unit attention or RESERVATION CONFLICT, if it must be."""
+        cdb, nexus = command.cdb, command.nexus
+        if cdb and cdb[0] in _ALWAYS_EXECUTED:
             return False
-        sense = self.attentions.take(command.nexus)
-        if sense is None:
+        sense = self.attentions.take(nexus)
+        if sense is not None:
+            command.complete(check_condition(sense))
+            return True
+        if self.reserved_by in (None, nexus) and self.reservations.admits(nexus, Access.HOLDERS):
+            self.attentions.rest(nexus)
             return False
-        command.complete(check_condition(sense))
+        if self._admits(nexus, bytes(cdb)):
+            return False
+        command.complete(RESERVATION_CONFLICT)
         return True
+
+    def _admits(self, nexus: Nexus, cdb: bytes) -> bool:
+        operation = operation_of(cdb)
+        if isinstance(operation, Sense):
+            return True  # it is refused for that
+        if self.reserved_by not in (None, nexus):
+            return operation.opcode in _WHILE_RESERVED_BY_ANOTHER
+        access = operation.access
+        if operation.opcode is Opcode.START_STOP_UNIT and cdb[4] == 0x01:  # START, and nothing else
+            access = Access.EVERYBODY
+        return self.reservations.admits(nexus, access)
 
     # The short way: measured, 0.5 us from `Device.execute` to the volume; the long way takes 5 us more.
 

@@ -14,6 +14,7 @@ from functools import partial
 from target.scsi import cdb as cdbs
 from target.scsi.chain import Steps
 from target.scsi.command import GOOD, ScsiCommand, ScsiResult, Status
+from target.scsi.operation import Outcome
 from target.scsi.sense import (
     PARAMETER_LIST_LENGTH_ERROR,
     Sense,
@@ -23,8 +24,6 @@ from target.scsi.sense import (
     miscompare_during_verify,
 )
 from target.scsi.unit_state import UnitState
-
-Outcome = ScsiResult | Sense | Steps
 
 CHUNK_BYTES = 1 << 20
 """What a command in steps reads or writes at a time: the most memory it holds beside its own data."""
@@ -75,8 +74,29 @@ def _data_out(unit: UnitState, command: ScsiCommand, length: int) -> tuple[memor
 
 def _write_steps(unit: UnitState, offset: int, data: memoryview, good: ScsiResult, *, fua: bool) -> Steps:
     if data:
-        yield partial(unit.volume.write, offset, data, fua)
+        if unit.gate.closed:
+            data = memoryview(bytes(data))  # the command's own are gone after this turn
+        yield partial(unit.gate.through, partial(unit.volume.write, offset, data, fua))
     return good
+
+
+def write_atomic(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """One write is one record of the journal: after a crash, and at a secondary, it is there whole or not at
+    all. ATOMIC BOUNDARY is zero: no part of it may be apart.
+    """
+    blocks = int.from_bytes(cdb[12:14], "big")
+    extent = unit.byte_extent(int.from_bytes(cdb[2:10], "big"), blocks)
+    if isinstance(extent, Sense):
+        return extent
+    offset, length = extent
+    if length > unit.limits.atomic_bytes_max:
+        return invalid_field_in_cdb(12)
+    if (protection := unit.write_protection()) is not None:
+        return protection
+    if len(command.data_out) != length:
+        return PARAMETER_LIST_LENGTH_ERROR
+    fua = unit.write_through or bool(cdb[1] & cdbs.FUA)
+    return _write_steps(unit, offset, memoryview(command.data_out), GOOD, fua=fua)
 
 
 def write_and_verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
@@ -100,7 +120,9 @@ def _write_and_verify_steps(
     length = len(data)
     if not length:
         return good
-    yield partial(unit.volume.write, offset, data, True)
+    if unit.gate.closed:
+        data = memoryview(bytes(data))
+    yield partial(unit.gate.through, partial(unit.volume.write, offset, data, True))
     outcome = yield from _verify_steps(unit, offset, length, expected)
     return good if outcome is GOOD else outcome
 
@@ -131,17 +153,17 @@ def _verify_steps(unit: UnitState, offset: int, length: int, expected: bytes | N
         if expected is None:
             continue
         if len(expected) < length:
-            difference = _first_difference(bytes(data), expected * (count // len(expected)))
+            difference = first_difference(bytes(data), expected * (count // len(expected)))
             place = difference % len(expected)
         else:
-            difference = _first_difference(bytes(data), expected[position : position + count])
+            difference = first_difference(bytes(data), expected[position : position + count])
             place = position + difference
         if difference >= 0:
             return miscompare_during_verify(place)
     return GOOD
 
 
-def _first_difference(one: bytes, other: bytes) -> int:
+def first_difference(one: bytes, other: bytes) -> int:
     """Where two values of one length differ first, -1 when they do not."""
     if one == other:
         return -1
@@ -203,7 +225,8 @@ def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 def _write_same_steps(unit: UnitState, offset: int, length: int, block: bytes) -> Steps:
     pattern = memoryview(block * (min(length, CHUNK_BYTES) // len(block)))
     for position, count in _chunks(length):
-        yield partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
+        write = partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
+        yield partial(unit.gate.through, write)
     return GOOD
 
 
@@ -248,7 +271,7 @@ def _unmap_extents(unit: UnitState, data: bytes) -> list[tuple[int, int]] | Sens
 
 def _zero_steps(unit: UnitState, extents: list[tuple[int, int]]) -> Steps:
     for offset, length in extents:
-        yield partial(unit.volume.zero, offset, length, unit.write_through)
+        yield partial(unit.gate.through, partial(unit.volume.zero, offset, length, unit.write_through))
     return GOOD
 
 

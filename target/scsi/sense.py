@@ -189,9 +189,15 @@ PARAMETER_LIST_LENGTH_ERROR = Sense(SenseKey.ILLEGAL_REQUEST, 0x1A, 0x00)
 LOGICAL_UNIT_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 SAVING_PARAMETERS_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0x00)
 
+INVALID_RELEASE_OF_PERSISTENT_RESERVATION = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x04)
+INSUFFICIENT_REGISTRATION_RESOURCES = Sense(SenseKey.ILLEGAL_REQUEST, 0x55, 0x04)
+
 POWER_ON = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00)
 BUS_DEVICE_RESET_FUNCTION_OCCURRED = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03)
 MODE_PARAMETERS_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x01)
+RESERVATIONS_PREEMPTED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x03)
+RESERVATIONS_RELEASED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x04)
+REGISTRATIONS_PREEMPTED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x05)
 CAPACITY_DATA_HAS_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x09)
 REPORTED_LUNS_DATA_HAS_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x3F, 0x0E)
 
@@ -252,6 +258,7 @@ _TEXTS = {
     (0x24, 0x00): "invalid field in CDB",
     (0x25, 0x00): "logical unit not supported",
     (0x26, 0x00): "invalid field in parameter list",
+    (0x26, 0x04): "invalid release of persistent reservation",
     (0x27, 0x00): "write protected",
     (0x27, 0x01): "hardware write protected",
     (0x27, 0x02): "logical unit software write protected",
@@ -265,6 +272,8 @@ _TEXTS = {
     (0x2A, 0x00): "parameters changed",
     (0x2A, 0x01): "mode parameters changed",
     (0x2A, 0x03): "reservations preempted",
+    (0x2A, 0x04): "reservations released",
+    (0x2A, 0x05): "registrations preempted",
     (0x2A, 0x06): "asymmetric access state changed",
     (0x2A, 0x09): "capacity data has changed",
     (0x2C, 0x00): "command sequence error",
@@ -278,6 +287,7 @@ _TEXTS = {
     (0x47, 0x05): "protocol service CRC error",
     (0x4B, 0x00): "data phase error",
     (0x55, 0x03): "insufficient resources",
+    (0x55, 0x04): "insufficient registration resources",
 }
 
 

@@ -1,8 +1,8 @@
 """Unit attention conditions: what an initiator must be told before its next command is executed.
 
 SAM-5, *Unit attention conditions*: they are kept for each I_T nexus, and reported once, in order. Invariant:
-`quiet` holds only nexuses without a pending condition, keyed by identity, so that the hot path asks one
-dictionary and hashes no name.
+`quiet` holds only nexuses that nothing hinders, neither a pending condition nor a reservation, keyed by
+identity, so that the hot path asks one dictionary and hashes no name.
 """
 
 from __future__ import annotations
@@ -31,17 +31,25 @@ class UnitAttentions:
                 pending.append(sense)
         self.quiet.clear()
 
+    def establish_for(self, nexus: Nexus, sense: Sense) -> None:
+        """Make `sense` pending for one nexus; one that is not there will begin with POWER ON anyway."""
+        pending = self._pending.get(nexus)
+        if pending is not None and sense not in pending:
+            pending.append(sense)
+        self.quiet.clear()
+
     def take(self, nexus: Nexus) -> Sense | None:
         """The oldest pending condition, which is thereby reported."""
         pending = self._pending.get(nexus)
         if pending is None:
             pending = self._pending[nexus] = [POWER_ON]
-        if pending:
-            return pending.pop(0)
+        return pending.pop(0) if pending else None
+
+    def rest(self, nexus: Nexus) -> None:
+        """Nothing is pending, and nothing else hinders this nexus: it is not looked at until that changes."""
         if len(self.quiet) >= _QUIET_MAX:
             self.quiet.clear()
         self.quiet[id(nexus)] = nexus
-        return None
 
     def withdraw(self, nexus: Nexus, sense: Sense) -> None:
         """Another command has told this nexus already."""

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from target.scsi import inquiry as pages
 from target.scsi.command import GOOD, ScsiCommand, ScsiResult, Status
 from target.scsi.inquiry import VpdPage
-from target.scsi.media_commands import Outcome, flush_steps
+from target.scsi.media_commands import flush_steps
 from target.scsi.mode import MODE_6, MODE_10, ModeForm, mode_select, mode_sense
+from target.scsi.operation import Outcome
 from target.scsi.sense import MODE_PARAMETERS_CHANGED, NO_SENSE, Sense, invalid_field_in_cdb
 from target.scsi.unit_state import UnitState
 

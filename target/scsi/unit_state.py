@@ -1,10 +1,17 @@
-"""What the commands of one logical unit share: volume, geometry, mode parameters, unit attentions."""
+"""What the commands of one logical unit share: volume, geometry, mode parameters, unit attentions,
+reservations.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from target.scsi.capacity import Capacity
+from target.scsi.command import Nexus
+from target.scsi.gate import Gate
 from target.scsi.inquiry import Limits
 from target.scsi.mode import ModeParameters
+from target.scsi.reservations import Reservations, ReservationStore
 from target.scsi.sense import (
     SOFTWARE_WRITE_PROTECTED,
     WRITE_PROTECTED,
@@ -13,7 +20,7 @@ from target.scsi.sense import (
     lba_out_of_range,
 )
 from target.scsi.unit_attention import UnitAttentions
-from target.volume import Volume
+from target.volume import Request, Volume
 
 from . import cdb as cdbs
 
@@ -21,14 +28,30 @@ BLOCK_SIZES_BYTES = (512, 4096)
 _PHYSICAL_BLOCK_SHIFT = 12  # the journal and the overlay work in 4096 bytes: smaller writes are merged
 
 
-class UnitState:
-    """Attributes are plain, for speed; only `set_mode` and `refresh_capacity` change them."""
+AbortTasks = Callable[[Nexus, Request], None]
+"""Abort the commands of a nexus, and answer when none of them can change the medium any more."""
 
-    def __init__(self, volume: Volume, limits: Limits | None = None) -> None:
+
+def _nothing_to_abort(nexus: Nexus, request: Request) -> None:
+    request.done()
+
+
+class UnitState:
+    """Attributes are plain, for speed; they are changed by the methods here alone."""
+
+    def __init__(
+        self, volume: Volume, limits: Limits | None = None, reservation_store: ReservationStore | None = None
+    ) -> None:
         assert volume.block_size_bytes in BLOCK_SIZES_BYTES, volume.block_size_bytes
         self.volume = volume
         self.limits = limits or Limits()
         self.attentions = UnitAttentions()
+        self.gate = Gate(self._choose_way_of_writes)
+        self.reservation_gate = Gate()
+        self.reservation_store = reservation_store
+        self.reservations = reservation_store.load() if reservation_store is not None else Reservations()
+        self.reserved_by: Nexus | None = None
+        self.abort_tasks: AbortTasks = _nothing_to_abort
         self.block_size_bytes = volume.block_size_bytes
         self.block_shift = volume.block_size_bytes.bit_length() - 1
         self.transfer_blocks_max = self.limits.transfer_bytes_max >> self.block_shift
@@ -38,8 +61,22 @@ class UnitState:
     def set_mode(self, mode: ModeParameters) -> None:
         self.mode = mode
         self.write_through = not mode.write_cache_enabled
-        # Zero sends every write to the checks of the long way, which refuse it.
-        self.fast_write_blocks_max = 0 if mode.software_write_protected else self.transfer_blocks_max
+        self._choose_way_of_writes()
+
+    def _choose_way_of_writes(self) -> None:
+        """Zero sends every write the long way, which refuses it, or lets it wait at the gate."""
+        short = not (self.mode.software_write_protected or self.gate.closed)
+        self.fast_write_blocks_max = self.transfer_blocks_max if short else 0
+
+    def set_reservations(self, reservations: Reservations) -> None:
+        """Persistent reservations, from now on; they are durable already where they must be."""
+        self.reservations = reservations
+        self.attentions.quiet.clear()
+
+    def set_reserved_by(self, nexus: Nexus | None) -> None:
+        """RESERVE (6): who has the unit to itself."""
+        self.reserved_by = nexus
+        self.attentions.quiet.clear()
 
     def refresh_capacity(self) -> None:
         """Look up the volume's size again."""
@@ -63,9 +100,13 @@ class UnitState:
 
     def byte_range(self, cdb: bytes, limit_bytes: int) -> tuple[int, int] | Sense:
         """(offset, length) in bytes of a block command, or what is wrong with it."""
-        lba, blocks = cdbs.block_range(cdb)
+        extent = self.byte_extent(*cdbs.block_range(cdb))
+        if not isinstance(extent, Sense) and extent[1] > limit_bytes:
+            return invalid_field_in_cdb(cdbs.blocks_byte(cdb))
+        return extent
+
+    def byte_extent(self, lba: int, blocks: int) -> tuple[int, int] | Sense:
+        """(offset, length) in bytes of a range of blocks, or that it is not there."""
         if lba >= self.block_count or blocks > self.block_count - lba:
             return lba_out_of_range(max(lba, self.block_count))
-        if blocks << self.block_shift > limit_bytes:
-            return invalid_field_in_cdb(cdbs.blocks_byte(cdb))
         return lba << self.block_shift, blocks << self.block_shift

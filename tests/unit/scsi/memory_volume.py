@@ -69,6 +69,10 @@ class MemoryVolume:
         self.calls.append(("flush", 0, 0, False))
         self._answer("flush", request, None)
 
+    def barrier(self, request: Request) -> None:
+        self.calls.append(("barrier", 0, 0, False))
+        self._answer("barrier", request, None)
+
     def _check(self, name: str, offset: int, length: int, fua: bool) -> None:
         """What the device server promises about the numbers it hands down."""
         assert offset % SECTOR_BYTES == 0
@@ -83,7 +87,7 @@ class MemoryVolume:
     def _answer(self, name: str, request: Request, data: Callable[[], bytes] | None) -> None:
         self.requests.append(request)
         error = self.failures.get(name)
-        if error is None and self.read_only_now and name in ("write", "zero"):
+        if error is None and self.read_only_now and name in ("write", "zero", "barrier"):
             error = VolumeError.WRITE_PROTECTED
         if error is not None:
             answer = partial(request.failed, error)

@@ -12,7 +12,8 @@ from target.scsi import cdb, sense
 from target.scsi.cdb import Opcode
 from target.scsi.command import GOOD, Nexus, ScsiResult, Status
 from target.scsi.logical_unit import LogicalUnit
-from target.scsi.operations import OPERATIONS, Operation, operation_of
+from target.scsi.operation import Operation
+from target.scsi.operations import OPERATIONS, operation_of
 from target.scsi.sense import Sense, SenseKey, decode_sense
 from tests.unit.scsi.initiator import TARGET_PORT, Initiator, RecordedCommand, data_of, sense_of
 from tests.unit.scsi.memory_volume import MemoryVolume

@@ -410,8 +410,8 @@ def test_all_supported_operation_codes_with_timeouts() -> None:
         (2, 0x9E, 0x10, "00030010 9e 10 0000000000000000 ffffffff 00 00"),
         (3, 0x9E, 0x10, "00030010 9e 10 0000000000000000 ffffffff 00 00"),
         (2, 0x9E, 0x12, "00010000"),
-        (1, 0x5E, 0, "00010000"),
-        (2, 0x5E, 1, "00010000"),
+        (1, 0x2B, 0, "00010000"),
+        (2, 0x2B, 1, "00010000"),
     ],
 )
 def test_one_operation_code(options: int, opcode: int, action: int, answer: str) -> None:
