@@ -208,8 +208,8 @@ class Lab:
         hosts.append(
             "Host *\n  HostName 127.0.0.1\n  User root\n  IdentitiesOnly yes\n"
             f"  IdentityFile {control}/a/id_ed25519\n  UserKnownHostsFile {known_hosts}\n"
-            "  StrictHostKeyChecking yes\n  LogLevel ERROR\n  ConnectTimeout 20\n"
-            "  ServerAliveInterval 10\n  ServerAliveCountMax 6\n"
+            "  StrictHostKeyChecking yes\n  LogLevel ERROR\n  ConnectTimeout 60\n"
+            "  ServerAliveInterval 15\n  ServerAliveCountMax 8\n"
             f"  ControlMaster auto\n  ControlPersist 120\n  ControlPath {self.directory}/%n.ssh\n"
         )
         known_hosts.write_text("".join(known))

@@ -27,6 +27,8 @@ configure() { # SETTINGS KEYS
     [[ $fabric != fc ]] || configure_fabric
     systemctl daemon-reload
     systemctl --quiet enable --now replctl-target.service replctl-hostagent.service
+    # Last, so that the port is a target when its peer meets it; enabled before, for the boots to come.
+    [[ $fabric != fc ]] || systemctl restart replctl-fabric.service
 }
 
 address() { # NETWORK SITE

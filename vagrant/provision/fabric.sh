@@ -1,5 +1,18 @@
-# Fibre Channel over the SAN's Ethernet interface (FCoE, VN2VN). Sourced by provision.sh.
+# Fibre Channel over the SAN's Ethernet interface: FCoE between two end points without a switch (FC-BB-6, VN2VN).
+# Sourced by provision.sh. With real host bus adapters nothing of this is needed: docs/lab.md says what is.
 
 configure_fabric() {
-    say "fabric"
+    local interface
+    interface=$(interface_of "$(address san "$site")")
+    say "Fibre Channel over $interface"
+    printf 'INTERFACE=%s\n' "$interface" >"$CONFIG/fabric"
+    printf 'fcoe\ntcm_fc\n' >/etc/modules-load.d/replctl-fabric.conf
+    systemctl --quiet enable replctl-fabric.service
+}
+
+interface_of() { # ADDRESS
+    local found
+    found=$(ip -brief address show to "$1" | cut -d ' ' -f 1)
+    [[ $found ]] || fail "no interface has the SAN address $1"
+    printf '%s' "$found"
 }

@@ -19,6 +19,13 @@ install_source() { # SOURCE
     mkdir -p "$SOURCE"
     [[ $1 -ef $SOURCE ]] && return 0
     (cd "$1" && rsync -a --delete --exclude __pycache__ --no-owner --no-group "${SOURCES[@]}" "$SOURCE/")
+    compile_source
+}
+
+# The daemons may not write here, and a machine without hardware acceleration takes seconds to compile.
+compile_source() {
+    [[ ! -x $VENV/bin/python ]] || "$VENV/bin/python" -m compileall -q "$SOURCE/target" "$SOURCE/hostagent" ||
+        say "not all of $SOURCE compiles"
 }
 
 install_python() { # [WHEELS]
@@ -27,14 +34,20 @@ install_python() { # [WHEELS]
     # rtslib and pyudev are Debian's: they have to fit its kernel and its udev.
     [[ -x $VENV/bin/python ]] || python3 -m venv --system-site-packages "$VENV"
     "${pip[@]}" "${from[@]}" 'setuptools>=68' wheel
-    "${pip[@]}" "${from[@]}" --no-build-isolation --editable "$SOURCE"
-    # A machine without hardware acceleration takes seconds to compile what is compiled here once.
-    "$VENV/bin/python" -m compileall -q "$SOURCE/target" "$SOURCE/hostagent" "$VENV/lib" || say "not all of it compiles"
+    "${pip[@]}" "${from[@]}" --no-build-isolation --config-settings editable_mode=compat --editable "$SOURCE"
+    compile_source
+    "$VENV/bin/python" -m compileall -q "$VENV/lib"
     ln -sf "$VENV"/bin/{replctl,replctl-target,replctl-hostagent} /usr/local/bin/
 }
 
 install_units() {
-    install -m 644 "$HERE"/systemd/*.service /etc/systemd/system/
+    local unit changed=''
+    for unit in "$HERE"/systemd/*.service; do
+        cmp --quiet "$unit" "/etc/systemd/system/${unit##*/}" && continue
+        install -m 644 "$unit" /etc/systemd/system/
+        changed=1
+    done
+    [[ $changed ]] || return 0
     install -m 644 "$HERE/systemd/modules.conf" /etc/modules-load.d/replctl.conf
     # LIO's database of reservations and ALUA states: where Debian's rtslib puts it, and where the kernel looks.
     mkdir -p "$CONFIG" "$STATE" /etc/rtslib-fb-target/{pr,alua} /etc/target/{pr,alua}
