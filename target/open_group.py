@@ -47,10 +47,9 @@ def open_group(
             return  # what was received is restored in order; nobody reads it before
         place = superblock.ring_offset + pack.header.lsn % superblock.ring_bytes
         put = overlay.current.put
-        for record in pack.header.descriptors():
-            if record.type in RESTORABLE:
-                position = place + record.data_offset if record.data_length else ZERO
-                put(record.volume, record.offset, record.length, position)
+        for kind, _, volume, data_length, offset, length, data_offset, _ in pack.header.rows():
+            if kind in RESTORABLE:
+                put(volume, offset, length, place + data_offset if data_length else ZERO)
 
     opened = open_journal(journal_device, superblock, index)
     by_id = {volume.id: devices[volume.name] for volume in superblock.volumes}

@@ -23,6 +23,7 @@ from target.journal.superblock import (
     MIRRORS_MAX,
     SUPERBLOCK_BYTES,
     VOLUMES_MAX,
+    Position,
     Superblock,
     VolumeEntry,
     decode,
@@ -131,14 +132,13 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     recovery = Recovery(device, superblock, superblock.checkpoint_lsn)
     position = superblock.tail
     for pack in recovery.packs():
-        index.append(position._replace(lsn=pack.header.lsn))
-        for number, record in enumerate(pack.header.descriptors()):
-            if record.type in (RecordType.MARKER, RecordType.EPOCH):
-                data = pack.view[record.data_offset : record.data_offset + record.data_length]
-                if record.type == RecordType.MARKER:
-                    markers.append((SequenceNumber(pack.header.first_sequence + number), Marker.decode(data)))
-                else:
-                    epochs = with_epoch(epochs, EpochStart.decode(data))
+        index.append(Position(pack.header.lsn, position.sequence, position.digest))
+        for number, (kind, _, _, length, _, _, start, _) in enumerate(pack.header.rows()):
+            if kind == RecordType.MARKER:
+                marker = Marker.decode(pack.view[start : start + length])
+                markers.append((SequenceNumber(pack.header.first_sequence + number), marker))
+            elif kind == RecordType.EPOCH:
+                epochs = with_epoch(epochs, EpochStart.decode(pack.view[start : start + length]))
         if pack.header.lsn >= superblock.checkpoint_lsn:
             on_unapplied(pack)
         position = recovery.result.head

@@ -8,6 +8,7 @@ may be used, and nothing is guessed.
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 from typing import NamedTuple
 
 
@@ -70,6 +71,7 @@ TABLE: dict[Finding, Decision] = {
 }
 
 
+@cache
 def decide(*, header_ok: bool, chain_ok: bool, data_ok: bool, proven: bool) -> Decision:
     """Look the finding up; `chain_ok` and `data_ok` do not count when the header is bad."""
     return TABLE[

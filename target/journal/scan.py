@@ -28,6 +28,7 @@ UNDURABLE_BYTES_MAX = 64 << 20
 """A writer appends no more than this beyond its durable mark; a proof of durability is within twice that."""
 
 _WINDOW_BYTES = 1 << 20
+_NOTHING = memoryview(b"")
 
 
 class Pack(NamedTuple):
@@ -193,14 +194,17 @@ class Recovery:
                 )
                 continue
             chain_ok = header is not None and header.previous_digest == position.digest
-            data_ok = header is not None and header_ok and self._data_ok(header, position)
+            view = _NOTHING
+            if header is not None and header_ok:
+                view = self._reader.view(position.lsn, header.total_length)
+            data_ok = header is not None and header_ok and self._data_ok(header, view)
             decision = decide(
                 header_ok=header_ok, chain_ok=chain_ok, data_ok=data_ok, proven=self._proven(position)
             )
             if decision is Decision.ACCEPT and header is not None:
                 result.proven_lsn = max(result.proven_lsn, header.durable_lsn)
-                result.head = behind(header)
-                yield Pack(header, self._reader.view(position.lsn, header.total_length), result.head)
+                result.head = Position(Lsn(position.lsn + len(view)), header.last_sequence, header.digest)
+                yield Pack(header, view, result.head)
                 continue
             if decision is Decision.CUT:
                 # A header further on may prove that this place was durable: then it is no torn tail.
@@ -220,10 +224,8 @@ class Recovery:
                 )
             return
 
-    def _data_ok(self, header: PackHeader, position: Position) -> bool:
-        if position.lsn < self._check_from_lsn:
-            return True
-        return check_data(header, self._reader.view(position.lsn, header.total_length)) is None
+    def _data_ok(self, header: PackHeader, pack: memoryview) -> bool:
+        return header.lsn < self._check_from_lsn or check_data(header, pack) is None
 
     def _proven(self, position: Position) -> bool:
         return position.lsn < self.result.proven_lsn
