@@ -12,6 +12,7 @@ import msgspec
 from hostagent.flow import Result
 from hostagent.known import REPORT_SECONDS, Announcement, Group
 from target.control.messages import GroupState
+from target.control.site_file import KERNEL
 from target.errors import ReplctlError
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class AtSecondary:
             return
         group.link_reason = ""
         portal, target = address
+        if portal == KERNEL:  # then the device is known by its serial number, which its owner tells
+            target = str(result.get("serial", ""))
         group.advanced_to = result["durable_lsn"]
 
         def started(_: Result | None, failure: ReplctlError | None) -> None:

@@ -13,7 +13,15 @@ from typing import Literal
 
 import msgspec
 
-from target.control.site_file import Address, IscsiName, Name, check_private, read_site_file
+from target.control.site_file import (
+    KERNEL,
+    Address,
+    IscsiName,
+    Name,
+    SanPortal,
+    check_private,
+    read_site_file,
+)
 
 
 class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,15 +55,20 @@ class HostagentTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PeerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[[peer]]: another site's agent (`ssh`, pinned by `host_key`) and its subsystem's SAN portal."""
+    """[[peer]]: another site's agent (`ssh`, pinned by `host_key`) and its subsystem's SAN portal.
+
+    `san_portal = "kernel"`: its journal is a block device here, which the kernel's initiator attached.
+    """
 
     name: Name
     ssh: Address
     host_key: str
-    san_portal: Address
-    san_target: IscsiName
+    san_portal: SanPortal
+    san_target: IscsiName | None = None
 
     def __post_init__(self) -> None:
+        if (self.san_target is None) != (self.san_portal == KERNEL):
+            raise ValueError(f'give san_target, or san_portal = "{KERNEL}", which needs none')
         algorithm, _, encoded = self.host_key.partition(" ")
         try:
             blob = base64.b64decode(encoded.split(" ")[0], validate=True)

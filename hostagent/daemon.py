@@ -186,7 +186,7 @@ class Daemon:
 
     def san_address(self, site: str) -> tuple[str, str] | None:
         peer = self._config.peer(site)
-        return None if peer is None else (str(peer.san_portal), str(peer.san_target))
+        return None if peer is None else (str(peer.san_portal), str(peer.san_target or ""))
 
     def peers(self) -> list[str]:
         return [str(peer.name) for peer in self._config.peers]

@@ -45,6 +45,8 @@ class Requests:
             "group.status": self._group_status,
             "verify": self._verify,
             "events": self._events,
+            "lio.status": self._of_site("lio.status"),
+            "lio.restore": self._of_site("lio.restore"),
         }
         self._peers: dict[str, Operation] = {
             "ping": self._ping,
@@ -97,6 +99,10 @@ class Requests:
             self._ask_target(op, params, reply)
 
         return operation
+
+    def _of_site(self, op: str) -> Operation:
+        """Passed on as it is, for no group."""
+        return lambda _, params, reply: self._ask_target(op, params, reply)
 
     def _run(self, group: Group, name: str, flow: Flow, reply: Reply) -> None:
         done: Done = lambda result, error: reply(result) if error is None else reply(error=error)  # noqa: E731

@@ -14,7 +14,8 @@ from target.journal.record import Lsn
 from target.san.fetch import Fetch, JournalSource
 
 MakeSource = Callable[[str, str, int], JournalSource]
-"""(portal, target name, LUN) of a peer's journal -> a source that is not open yet."""
+"""(portal, target name, LUN) of a peer's journal -> a source that is not open yet. Where the portal is
+"kernel", the target name is the serial number of a block device."""
 
 
 class Engine:
@@ -24,12 +25,12 @@ class Engine:
         self._make_source = make_source
         self.groups: dict[str, ConsistencyGroup] = {}
         self.fetches: dict[str, Fetch] = {}
-        self._san_luns: dict[str, int] = {}
+        self._san_luns: dict[str, tuple[int, str]] = {}
 
-    def add(self, group: ConsistencyGroup, san_lun: int) -> None:
-        """Put a group in service; its journal volume is offered under `san_lun`."""
+    def add(self, group: ConsistencyGroup, san_lun: int, serial: str = "") -> None:
+        """Put a group in service; its journal volume is offered under `san_lun`, with a serial number."""
         self.groups[group.name] = group
-        self._san_luns[group.name] = san_lun
+        self._san_luns[group.name] = san_lun, serial
 
     def group(self, name: str) -> ConsistencyGroup:
         """A group by name; OperatorError when there is none."""
@@ -39,8 +40,8 @@ class Engine:
             raise OperatorError(f"there is no group {name!r} here; the groups: {known}")
         return group
 
-    def san_lun(self, name: str) -> int:
-        """Under which LUN the SAN portal offers a group's journal volume."""
+    def san_lun(self, name: str) -> tuple[int, str]:
+        """Under which LUN, and with which serial number, a group's journal volume is offered."""
         return self._san_luns[name]
 
     def start_fetch(self, group: ConsistencyGroup, portal: str, target: str, lun: int, lsn: int) -> Fetch:

@@ -17,6 +17,7 @@ from target.config import Config, GroupTable
 from target.control.lines import Message
 from target.control.operations import Operations
 from target.control.server import ControlServer
+from target.control.site_file import KERNEL
 from target.control.state import group_state
 from target.device_volume import ReadOnlyVolume
 from target.engine import Engine
@@ -27,11 +28,13 @@ from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
 from target.iscsi.portal import Portal
 from target.journal.format import VolumeShape
-from target.lio.desired import exported
+from target.lio.desired import LIMITS, exported
 from target.lio.front_end import LioFrontEnd, Served
+from target.lio.journal_device import BlockDevices, JournalDevices
 from target.lio.objects import journal_object_name, volume_object_name
 from target.loop import Loop
 from target.open_group import open_group
+from target.san.fetch import JournalSource
 from target.san.source import IscsiSource
 from target.scsi.device_server import Device
 from target.scsi.logical_unit import LogicalUnit
@@ -49,8 +52,8 @@ class Subsystem:
     def __init__(self, loop: Loop, config: Config) -> None:
         self.loop = loop
         self.config = config
-        initiator = str(config.target.san.initiator_name)
-        self.engine = Engine(lambda portal, target, lun: IscsiSource(loop, portal, target, lun, initiator))
+        self._journal_devices: JournalDevices | None = None
+        self.engine = Engine(self._journal_source)
         self._devices: list[FileDevice] = []
         front: dict[int, LogicalUnit] = {}
         san: dict[int, LogicalUnit] = {}
@@ -96,18 +99,17 @@ class Subsystem:
             group = open_group(self.loop, settings, journal, tuple(shapes), devices)
         except ReplctlError as error:
             raise type(error)(f"group {name}, journal {table.journal}: {error}") from None
-        self.engine.add(group, table.san_lun)
+        serial = serial_of(site, name, "journal")
+        self.engine.add(group, table.san_lun, serial)
         entries = {entry.name: entry for entry in group.volumes}
         units: list[LogicalUnit] = []
         for volume in table.volumes:
             served = GroupVolume(group, entries[str(volume.name)], serial_of(site, name, str(volume.name)))
-            unit = LogicalUnit(served)
+            unit = LogicalUnit(served, LIMITS if self.config.target.front_end == "lio" else None)
             front[volume.lun] = unit
             units.append(unit)
         group.listen(_tells_write_protection(group, units))
-        journal_volume = ReadOnlyVolume(
-            journal, self.loop, name=f"{name}.journal", serial=serial_of(site, name, "journal")
-        )
+        journal_volume = ReadOnlyVolume(journal, self.loop, name=f"{name}.journal", serial=serial)
         san[table.san_lun] = LogicalUnit(journal_volume)
 
     def _device(self, table: GroupTable, what: str, path: Path, size: int | None) -> FileDevice:
@@ -126,6 +128,15 @@ class Subsystem:
             ) from None
         self._devices.append(device)
         return device
+
+    def _journal_source(self, portal: str, target: str, lun: int) -> JournalSource:
+        """A peer's journal, by our own initiator or by the kernel's."""
+        if portal != KERNEL:
+            initiator = str(self.config.target.san.initiator_name)
+            return IscsiSource(self.loop, portal, target, lun, initiator)
+        if self._journal_devices is None:
+            self._journal_devices = JournalDevices(self.loop, BlockDevices(self.loop))
+        return self._journal_devices.source(target)
 
     # -- front ends --
 

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hostagent.cli import group, lab, lun, pair
+from hostagent.cli import group, lab, lio, lun, pair
 from hostagent.cli.site import SiteChoice
 from target.control.wire_error import error_to_wire
 from target.errors import OperatorError, ReplctlError
@@ -39,6 +39,7 @@ app.add_typer(group.group_app, name="group")
 app.command("verify")(group.verify)
 app.command("events")(group.events)
 app.add_typer(lun.app, name="lun")
+app.add_typer(lio.app, name="lio")
 app.add_typer(lab.app, name="lab")
 
 

@@ -286,6 +286,8 @@ class Promote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StartFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Read the peer's journal LUN from `lsn` (the peer's) on, up to `durable_lsn`.
 
+    `portal` "kernel": from the block device with the serial number `target`, which the kernel attached.
+
     `sequence`: the last record before `lsn`. It must be the last we have: the answer that told the place may
     be from before we began to follow anew.
     """

@@ -246,9 +246,10 @@ class Operations:
         group = self._engine.group(params.group)
         position = group.journal.keeps_from(params.sequence)
         if position is not None and position.lsn <= group.journal.durable.lsn:
-            lun = self._engine.san_lun(group.name)
+            lun, serial = self._engine.san_lun(group.name)
             durable_lsn = group.journal.durable.lsn
-            reply({"found": True, "lun": lun, "durable_lsn": durable_lsn, **_position(position)})
+            place = {"lun": lun, "serial": serial, "durable_lsn": durable_lsn}
+            reply({"found": True, **place, **_position(position)})
         else:
             reply({"found": False})
 

@@ -146,6 +146,19 @@ class Address(str):
         return int(self.rpartition(":")[2])
 
 
+KERNEL = "kernel"
+
+
+class SanPortal(str):
+    """Where a peer's journal is read: an address, or `KERNEL`: as a block device that the kernel attached."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> SanPortal:
+        return cls(value if value == KERNEL else Address.parse(value))
+
+
 class SecretFile:
     """A secret that was read from a file which nobody else may read. Never printed."""
 
@@ -201,7 +214,7 @@ def read_site_file(path: Path, kind: type[T]) -> T:
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{value!r} is not a path")
             return base / value if wanted is Path else SecretFile.read(base / value)
-        if wanted in (VolumeSize, JournalSize, Name, IscsiName, Wwpn, Address):
+        if wanted in (VolumeSize, JournalSize, Name, IscsiName, Wwpn, Address, SanPortal):
             return wanted.parse(value)
         raise NotImplementedError(wanted)
 

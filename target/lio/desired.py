@@ -38,10 +38,14 @@ from target.lio.objects import (
     StorageObject,
     Target,
 )
+from target.scsi.inquiry import Limits
 from target.volume import Volume
 
 HW_MAX_SECTORS = 2048
 """Of 512 bytes: commands of up to 1 MiB (the kernel's default for user-backed objects is 64 KiB)."""
+
+LIMITS = Limits(transfer_bytes_max=HW_MAX_SECTORS * 512)
+"""What the device server tells initiators, so that they send no more than the kernel passes on."""
 
 SUBTYPE = "replctl"
 """What our rings are known by: the first part of dev_config."""

@@ -110,7 +110,7 @@ def test_the_host_agent_gets_its_tables(site_file: Path) -> None:
     assert config.hostagent.peer_wait_seconds == 2.0
     peer = config.peer("b")
     assert peer is not None
-    assert (peer.san_portal.host, peer.san_portal.port) == ("::1", 3260)
+    assert peer.san_portal == "[::1]:3260"
     assert config.peer("c") is None
 
 

@@ -434,3 +434,46 @@ def test_a_lab_shows_where_its_volumes_are(replctl: Replctl, tmp_path: Path) -> 
     assert lines[1].split() == ["a", "down", "down", "no"]
     portal = lab.plan.site("a").iscsi
     assert lines[3].split() == ["a", "data", f"iscsi://host@{portal}/iqn.2026-01.org.replctl:a/0"]
+
+
+LIO = {
+    "objects": 15,
+    "applied": [],
+    "drift": [],
+    "failures": [],
+    "rings": [
+        {
+            "storage_object": "replctl:a:group1:data",
+            "served": True,
+            "commands": 9,
+            "batches": 4,
+            "outstanding": 1,
+        }
+    ],
+}
+
+
+def test_drift_of_lio_is_shown_and_has_an_exit_code(agent: Agent, replctl: Replctl) -> None:
+    agent.script("lio.status", LIO, {**LIO, "drift": ["- iscsi/iqn.x:a/lun_7"]})
+    ended = replctl("lio", "status")
+    assert ended.code == 0
+    assert "15 objects, none not as site.toml asks" in ended.out
+    ended = replctl("lio", "status", "--json")
+    assert (ended.code, ended.json()["drift"]) == (5, ["- iscsi/iqn.x:a/lun_7"])
+    assert "replctl lio restore" in ended.err
+
+
+def test_one_object_of_lio_is_restored(agent: Agent, replctl: Replctl) -> None:
+    agent.script("lio.restore", {**LIO, "applied": ["+ iscsi/iqn.x:a/lun_0"]}, LIO)
+    ended = replctl("lio", "restore", "iscsi/iqn.x:a", "--json")
+    assert (ended.code, ended.json()["changed"]) == (0, True)
+    ended = replctl("lio", "restore")
+    assert (ended.code, "unchanged" in ended.out) == (0, True)
+    assert agent.asked == [("lio.restore", {"object": "iscsi/iqn.x:a"}), ("lio.restore", {"object": ""})]
+
+
+def test_a_step_that_lio_refused_is_an_error(agent: Agent, replctl: Replctl) -> None:
+    agent.script("lio.restore", {**LIO, "failures": ["create iscsi/x: no such address"]})
+    ended = replctl("lio", "restore")
+    assert ended.code == 5
+    assert "no such address" in ended.err
