@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from crc32c import crc32c
+
 from target.bitmap import BITS_PER_PAGE, PAGE_BYTES
 from target.blockdev import BlockDevice
 from target.errors import IntegrityError, OperatorError
 from target.journal.pack_index import PackIndex
 from target.journal.record import EpochStart, Marker, RecordType, SequenceNumber
 from target.journal.ring import Journal
-from target.journal.scan import Corruption, Pack, Recovery
+from target.journal.scan import Corruption, Pack, Recovered, Recovery
 from target.journal.superblock import (
     COPIES,
     EPOCHS_MAX,
@@ -37,6 +39,7 @@ RING_BYTES_MIN = 40 << 20
 """Room for the largest pack, a pad before it, and some history."""
 
 _FILL_BYTES = 8 << 20
+_AGAIN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +136,51 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     position = superblock.tail
     for pack in recovery.packs():
         index.append(Position(pack.header.lsn, position.sequence, position.digest))
-        for number, (kind, _, _, length, _, _, start, _) in enumerate(pack.header.rows()):
+        for number, (kind, _, _, length, _, _, start, crc) in enumerate(pack.header.rows()):
+            if kind not in (RecordType.MARKER, RecordType.EPOCH):
+                continue
+            data = pack.view[start : start + length]
+            if crc32c(data) != crc:
+                continue  # below the checkpoint nothing was checked; who fetches it will be told
             if kind == RecordType.MARKER:
-                marker = Marker.decode(pack.view[start : start + length])
-                markers.append((SequenceNumber(pack.header.first_sequence + number), marker))
-            elif kind == RecordType.EPOCH:
-                epochs = with_epoch(epochs, EpochStart.decode(pack.view[start : start + length]))
+                markers.append((SequenceNumber(pack.header.first_sequence + number), Marker.decode(data)))
+            else:
+                epochs = with_epoch(epochs, EpochStart.decode(data))
         if pack.header.lsn >= superblock.checkpoint_lsn:
             on_unapplied(pack)
         position = recovery.result.head
-    device.flush()  # what was found is durable from here on
+    _write_again(device, superblock, recovery.result)  # what was found is durable from here on
     if epochs:
         superblock = replace(superblock, epochs=tuple(epochs), epoch=epochs[-1].epoch, reign=epochs[-1].reign)
     journal = Journal(device, superblock, recovery.result.head, index)
     journal.filled_bytes = _filled(device, journal)
     return Opened(journal, recovery.result.corruption, markers)
+
+
+def _write_again(device: BlockDevice, superblock: Superblock, found: Recovered) -> None:
+    """Make what a start has found durable, whatever happened before.
+
+    A flush alone does not: pages that Linux could not write once are marked clean, can be read until the
+    machine stops, and no later flush writes them (fsync(2), EIO). So what nothing proves to be on the medium
+    is written again as it stands: packs and bitmap pages, then the superblock that relies on them.
+    """
+    lsn = min(found.proven_lsn, found.head.lsn)
+    while lsn < found.head.lsn:
+        place = superblock.ring_offset + lsn % superblock.ring_bytes
+        length = min(
+            found.head.lsn - lsn, _AGAIN_BYTES, superblock.ring_offset + superblock.ring_bytes - place
+        )
+        device.pwritev([device.pread(length, place)], place)
+        lsn += length
+    slot_bytes = superblock.bitmap_pages * 2 * PAGE_BYTES
+    for mirror in superblock.mirrors:
+        start = superblock.bitmap_offset + mirror.slot * slot_bytes
+        for place in range(start, start + slot_bytes, _AGAIN_BYTES):
+            length = min(_AGAIN_BYTES, start + slot_bytes - place)
+            device.pwritev([device.pread(length, place)], place)
+    device.flush()
+    device.pwritev([superblock.encode()], superblock.generation % COPIES * SUPERBLOCK_BYTES)
+    device.flush()
 
 
 def with_epoch(epochs: Sequence[EpochStart], start: EpochStart) -> list[EpochStart]:
