@@ -90,11 +90,28 @@ class AtPrimary:
         """The mirror cannot go on by itself: our journal does not hold what it needs, or it is damaged."""
         fetch = params.get("fetch") or {}
         reason = params.get("failed") or (fetch.get("reason") if fetch.get("state") == "lost" else "")
+        if not reason and params["latest"] > state.latest:
+            # It took only what was durable here: our journal volume lost that, or is an older one.
+            reason = f"it has record {params['latest']}, and the journal of this site ends at {state.latest}"
         flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
         if not reason or not flows or self._makes_follow(group):
             return
         suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
+    def on_place_unknown(self, group: Group, site: str, sequence: int) -> None:
+        """What the mirror asked for was released, because it had received it once: it is older now."""
+        state, report = group.state, group.reports.get(site)
+        if state is None or report is None or report.params["latest"] > sequence:
+            return  # the question is older than what it said last
+        for mirror in state.mirrors:
+            if mirror.name == site and mirror.received > sequence and not self._makes_follow(group):
+                reason = (
+                    f"{site}: it ends at record {sequence}, and had received {mirror.received}: "
+                    "it was put back to an older state"
+                )
+                suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
+                self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 
     def _makes_follow(self, group: Group) -> bool:
         """A flow is under way whose business it is what the mirrors do."""

@@ -135,6 +135,10 @@ class CopyManager:
         else:
             _log.warning("%s sent a note that is not known: %s", site, note)
 
+    def on_place_unknown(self, group: Group, site: str, sequence: int) -> None:
+        """A mirror asked where to go on, and our journal does not hold that any more."""
+        self._at_primary.on_place_unknown(group, site, sequence)
+
     # -- reconciling --
 
     def _reconcile(self, group: Group) -> None:

@@ -195,7 +195,14 @@ class Requests:
                 }
             )
         else:
-            self._ask_target("journal.at", {"group": group.name, "sequence": params["sequence"]}, reply, 10.0)
+            sequence = int(params["sequence"])
+
+            def found(result: Any = None, error: ReplctlError | None = None) -> None:
+                if result is not None and not result.get("found"):
+                    self._manager.on_place_unknown(group, peer, sequence)
+                reply(result, error)
+
+            self._ask_target("journal.at", {"group": group.name, "sequence": sequence}, found, 10.0)
 
     def _follow(self, peer: str, params: Params, reply: Reply) -> None:
         group = self._group(params)
