@@ -10,6 +10,7 @@ from tests.simulation.checkers.images import Images
 from tests.simulation.checkers.kept_on_return import KeptOnReturn
 from tests.simulation.checkers.markers import Markers
 from tests.simulation.checkers.no_full_copy import NoFullCopy
+from tests.simulation.checkers.no_hang import NoHang
 from tests.simulation.checkers.one_writer import OneWriter
 from tests.simulation.checkers.promises import Promises
 from tests.simulation.checkers.release import Release
@@ -29,4 +30,5 @@ ALL: tuple[type[Checker], ...] = (
     OneWriter,
     KeptOnReturn,
     Divergence,
+    NoHang,
 )

@@ -12,14 +12,14 @@ from tests.simulation.violation import Violation
 if TYPE_CHECKING:
     from tests.simulation.hosts import HostRequest
     from tests.simulation.operators import OperatorRequest
+    from tests.simulation.scene import Scene
     from tests.simulation.sim_site import SimSite
-    from tests.simulation.world import World
 
 
 class Checker:
     """Raises `Violation`."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Scene) -> None:
         self.world = world
 
     def fail(self, text: str) -> None:

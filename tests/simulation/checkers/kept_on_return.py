@@ -41,7 +41,7 @@ class KeptOnReturn(Checker):
     def _is_create(self, site: SimSite) -> bool:
         """The pair is being made anew somewhere."""
         return any(
-            other.agent.alive and other.agent.manager.flows.doing("group1") == "pair create"
+            other.agent.alive and other.agent.manager.flows.doing(self.world.group) == "pair create"
             for other in self.world.sites.values()
             if other is not site
         )

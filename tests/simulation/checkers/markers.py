@@ -11,12 +11,12 @@ from tests.simulation.checkers.base import Checker
 if TYPE_CHECKING:
     from tests.simulation.hosts import HostRequest
     from tests.simulation.operators import OperatorRequest
+    from tests.simulation.scene import Scene
     from tests.simulation.sim_site import SimSite
-    from tests.simulation.world import World
 
 
 class Markers(Checker):
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Scene) -> None:
         super().__init__(world)
         self._acknowledged: dict[str, tuple[int, int]] = {}
         self._before: dict[int, int] = {}

@@ -17,15 +17,15 @@ from tests.simulation.history import Node
 if TYPE_CHECKING:
     from tests.simulation.hosts import HostRequest
     from tests.simulation.operators import OperatorRequest
+    from tests.simulation.scene import Scene
     from tests.simulation.sim_site import SimSite
-    from tests.simulation.world import World
 
 _KNOWN_AFTER_SECONDS = 6.0
 """A link is up again, and the sites have told each other what they are."""
 
 
 class OneWriter(Checker):
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Scene) -> None:
         super().__init__(world)
         self._forced_at: dict[str, float] = {}
 
@@ -78,7 +78,7 @@ class OneWriter(Checker):
         )
         if mine.group_id != theirs.group_id or self.world.clock.now - since < _KNOWN_AFTER_SECONDS:
             return
-        conflicts = [site.agent.manager.groups["group1"].conflict for site in serving]
+        conflicts = [site.agent.manager.groups[self.world.group].conflict for site in serving]
         if mine.epoch != theirs.epoch or not any(conflicts):
             self.fail(
                 f"{one.name} (epoch {mine.epoch}) and {other.name} (epoch {theirs.epoch}) both serve and do "

@@ -21,8 +21,15 @@ class Release(Checker):
             self.fail(f"{site.name} lets go of record {to.sequence}, which is not on its own volumes durably")
         for mirror in group.mirrors.table.values():
             other = self.world.sites[mirror.name]
-            if mirror.entry.received < to.sequence or not mirror.flows or not other.target.alive:
+            if (
+                mirror.entry.received < to.sequence
+                or not mirror.flows
+                or not other.target.alive
+                or other.excused
+            ):
                 continue  # what was discarded is marked: `Images` finds a block that was not
+            if site.agent.alive and site.agent.manager.flows.doing(self.world.group) == "pair resync":
+                continue  # all that it lacks is marked; it is about to be told to follow from here on
             theirs = other.target.group.journal.superblock
             if theirs.role is not Role.SECONDARY or theirs.primary != site.name:
                 continue

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 class ShippedDurable(Checker):
     def received(self, site: SimSite, node: Node) -> None:
         primary = self.world.sites.get(site.target.group.journal.superblock.primary)
-        if primary is not None and not self.world.history.is_ancestor(node, primary.really_durable):
+        if (
+            primary is not None
+            and not primary.excused
+            and not self.world.history.is_ancestor(node, primary.really_durable)
+        ):
             common = self.world.history.common(node, primary.really_durable)
             if common is primary.really_durable:
                 self.fail(
@@ -27,7 +31,7 @@ class ShippedDurable(Checker):
         return self.world.history.path(site.node, other.node)[0].site
 
     def started(self, site: SimSite, after_power_loss: bool) -> None:
-        if site.group_failed:
+        if site.group_failed or site.excused:
             return
         for other in self.world.sites.values():
             if other is site or not other.target.alive:

@@ -11,17 +11,18 @@ from tests.simulation.history import Node
 
 if TYPE_CHECKING:
     from hostagent.known import Group
+    from tests.simulation.scene import Scene
     from tests.simulation.sim_site import SimSite
-    from tests.simulation.world import World
 
 from hostagent.status import pair_status
 from target.errors import ReplctlError
 
 _GRACE_SECONDS = 0.25
+_KNOWN_AFTER_SECONDS = 6.0
 
 
 class StatusTruth(Checker):
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Scene) -> None:
         super().__init__(world)
         self._durable: dict[str, int] = {}
         self._restored: dict[str, int] = {}
@@ -32,7 +33,8 @@ class StatusTruth(Checker):
         self._followed_at[site.name] = self.world.clock.now
 
     def started(self, site: SimSite, after_power_loss: bool) -> None:
-        self._durable[site.name] = site.really_durable.last
+        if not site.excused:  # what it had before an accident was told truly; what it has not, it will tell
+            self._durable[site.name] = site.really_durable.last
 
     def stopped(self, site: SimSite, power: bool) -> None:
         self._note(site)
@@ -63,12 +65,18 @@ class StatusTruth(Checker):
                     )
 
     def tick(self) -> None:
+        since = max(self.world.last_fault_at, *(s.target.started_at for s in self.world.sites.values()))
+        if self.world.quiet and self.world.clock.now - since > _KNOWN_AFTER_SECONDS:
+            for site in self.world.sites.values():
+                if site.excused:
+                    self._durable[site.name] = site.really_durable.last
+                    self._restored[site.name] = site.target.group.background.applied_sequence
         for site in self.world.sites.values():
             self._note(site)
         for site in self.world.sites.values():
             if not site.target.alive or not site.agent.alive:
                 continue
-            group = site.agent.manager.groups["group1"]
+            group = site.agent.manager.groups[self.world.group]
             try:
                 shown = pair_status(site.agent.manager, group)
             except ReplctlError:
