@@ -19,6 +19,8 @@ from target.control.wire_error import error_from_wire, error_to_wire
 from target.errors import PeerError, ReplctlError
 from tests.simulation.sim_scheduler import SimClock, SimTimer
 
+_LATE_SECONDS_MAX = 5.0
+
 Done = Callable[[dict[str, Any] | None, ReplctlError | None], None]
 
 
@@ -40,6 +42,7 @@ class Conversation:
         *,
         latency: Callable[[], float],
         passes: Callable[[bool], bool],
+        heard: Callable[[], bool],
         serve: Serve,
         on_note: Callable[[str, dict[str, Any]], None] | None = None,
         on_broken: Callable[[str], None] | None = None,
@@ -50,6 +53,7 @@ class Conversation:
         self._server = server
         self._latency = latency
         self._passes = passes
+        self._heard = heard
         self._serve = serve
         self._on_note = on_note
         self._on_broken = on_broken
@@ -88,6 +92,8 @@ class Conversation:
         if not self.up:
             return
         self.up, self._late = False, late
+        if late and self._waiting[True]:
+            self._clock.at(self._clock.random.uniform(0.0, _LATE_SECONDS_MAX), self._deliver_late, self)
         pending, self._pending = self._pending, {}
         for done, timer in pending.values():
             timer.cancel()
@@ -95,6 +101,13 @@ class Conversation:
         if self._on_broken is not None:
             on_broken = self._on_broken
             self._clock.at(0.0, lambda: self._run(lambda: on_broken(reason)), self._client)
+
+    def _deliver_late(self) -> None:
+        """What was under way in a broken connection may come behind what a newer one brought."""
+        lines, self._waiting[True] = self._waiting[True], deque()
+        if self._passes(True):
+            for line in lines:
+                self._arrive(True, line)
 
     def _settle(self, done: Done, result: dict[str, Any] | None, error: ReplctlError | None) -> None:
         self._clock.at(0.0, lambda: self._run(lambda: done(result, error)), self._client)
@@ -153,7 +166,8 @@ class Conversation:
             else:
                 self._send(False, {"id": number, "result": result or {}})
 
-        self._clock.at(0.0, lambda: self._serve(name, message.get("params", {}), reply), self._server)
+        if self._heard():
+            self._clock.at(0.0, lambda: self._serve(name, message.get("params", {}), reply), self._server)
 
     def _at_client(self, message: Message) -> None:
         if "note" in message:

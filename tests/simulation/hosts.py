@@ -14,8 +14,8 @@ from tests.simulation.history import SECTOR, Node, stamp_of, stamped
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
+    from tests.simulation.scene import Scene
     from tests.simulation.sim_site import SimSite
-    from tests.simulation.world import World
 
 
 class HostRequest:
@@ -66,13 +66,12 @@ class HostRequest:
 class Hosts(Checker):
     """Submits, and knows which record of which journal is whose."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Scene) -> None:
         super().__init__(world)
         self._count = 0
         self._zeros: dict[str, deque[HostRequest]] = {}
         self._acknowledged: dict[str, tuple[tuple[object, int], Node]] = {}
         self.counts: dict[str, int] = {}
-        self.unanswered: set[HostRequest] = set()
 
     def submit(
         self, kind: str, site: SimSite, volume: str, sector: int, sectors: int, fua: bool

@@ -52,7 +52,8 @@ class Paths:
 
                 def give_up(conversation: Conversation = conversation, name: str = receiver) -> None:
                     if not self.management_up(sender, receiver):
-                        conversation.break_off(f"nothing was heard of {name}")
+                        late = self._world.clock.random.random() < 0.5
+                        conversation.break_off(f"nothing was heard of {name}", late=late)
 
                 self._world.clock.at(silence, give_up, self)
 

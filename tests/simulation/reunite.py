@@ -11,9 +11,9 @@ from typing import Any
 
 from target.group import Access
 from target.journal.superblock import Role
+from tests.simulation.scene import Scene
 from tests.simulation.sim_site import SimSite
 from tests.simulation.violation import Violation
-from tests.simulation.world import World
 
 _ROUNDS_MAX = 30
 _SETTLE_SECONDS = 7.0
@@ -21,7 +21,7 @@ _PAIR_SECONDS = 90.0
 """Longer than a site stands still for a merge that broke off."""
 
 
-def reunite(world: World) -> None:
+def reunite(world: Scene) -> None:
     """Bring all sites together; raises Violation when that cannot be done."""
     world.run_for(_SETTLE_SECONDS)
     done: list[str] = []
@@ -42,7 +42,7 @@ def _short(statuses: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _level(world: World, statuses: dict[str, dict[str, Any]]) -> SimSite | None:
+def _level(world: Scene, statuses: dict[str, dict[str, Any]]) -> SimSite | None:
     """The primary, when every other site is its mirror in PAIR."""
     for name, shown in statuses.items():
         if shown["role"] == "primary" and shown["access"] == "serve":
@@ -57,7 +57,7 @@ def _level(world: World, statuses: dict[str, dict[str, Any]]) -> SimSite | None:
     return None
 
 
-def _until_equal(world: World, primary: SimSite) -> bool:
+def _until_equal(world: Scene, primary: SimSite) -> bool:
     """Nothing is written now: every secondary restores everything, and shows the same as the primary."""
     latest = primary.node.last
 
@@ -91,8 +91,11 @@ def _until_equal(world: World, primary: SimSite) -> bool:
     return True
 
 
-def _next_step(world: World, statuses: dict[str, dict[str, Any]]) -> str:
+def _next_step(world: Scene, statuses: dict[str, dict[str, Any]]) -> str:
     """One thing a person would do; says what it was."""
+    for name, shown in statuses.items():
+        if shown["access"] == "failed":
+            return f"{_short(statuses)}: {_renew(world, name, statuses)}"
     reigning = [
         name for name, shown in statuses.items() if shown["role"] == "primary" and shown["access"] == "serve"
     ]
@@ -116,6 +119,9 @@ def _next_step(world: World, statuses: dict[str, dict[str, Any]]) -> str:
             _wait_for_pair(world, primary, other)
             continue
         text = _do(world, primary, "pair.resync", secondary=other)
+        damaged = [name for name, site in world.sites.items() if site.damaged_at is not None]
+        if damaged and "cannot be read" in text:
+            return f"{text}; {_renew(world, damaged[0], statuses)}"
         if "error" in text and ("create" in text or "no mirror" in text):
             text += "; " + _do(world, primary, "pair.delete", secondary=other)
             if statuses[other]["role"] != "simplex":
@@ -125,7 +131,23 @@ def _next_step(world: World, statuses: dict[str, dict[str, Any]]) -> str:
     return "waited"
 
 
-def _nobody_reigns(world: World, statuses: dict[str, dict[str, Any]]) -> str:
+def _renew(world: Scene, name: str, statuses: dict[str, dict[str, Any]]) -> str:
+    """docs/recovery.md, a damaged journal volume."""
+    site = world.sites[name]
+    if site.damaged_at is None:
+        raise Violation(f"{name} is damaged, and nobody damaged it: {statuses[name]['reason']}")
+    text = ""
+    for other, shown in statuses.items():
+        if other != name and shown["role"] == "secondary" and shown["primary"] == name:
+            text += _do(world, other, "takeover", force=True) + "; "
+    site.machine.kill_target()
+    site.renew_journal()
+    site.machine.start_target()
+    world.run_for(_SETTLE_SECONDS)
+    return text + f"{name} gets a new journal volume"
+
+
+def _nobody_reigns(world: Scene, statuses: dict[str, dict[str, Any]]) -> str:
     text = _short(statuses)
     simplex = [name for name, shown in statuses.items() if shown["role"] == "simplex"]
     waiting = [
@@ -154,7 +176,7 @@ def _nobody_reigns(world: World, statuses: dict[str, dict[str, Any]]) -> str:
     return f"{text}: {answer}"
 
 
-def _wait_for_pair(world: World, primary: str, other: str) -> None:
+def _wait_for_pair(world: Scene, primary: str, other: str) -> None:
     """COPY becomes PAIR by itself, or something else that can be seen."""
 
     def ended() -> bool:
@@ -168,7 +190,7 @@ def _wait_for_pair(world: World, primary: str, other: str) -> None:
     world.run_for(1.0)
 
 
-def _do(world: World, name: str, op: str, **params: object) -> str:
+def _do(world: Scene, name: str, op: str, **params: object) -> str:
     request = world.operators.wait(world.operators.ask(world.sites[name], op, **params))
     if request.error is not None:
         return f"{request} error: {request.error}"

@@ -1,4 +1,4 @@
-"""The host agent of a simulated site: the real copy manager in a process that may be killed.
+"""The host agent of a simulated machine: the real copy manager in a process that may be killed.
 
 Its database lives as long as the site: every transaction is durable before it counts.
 """
@@ -18,28 +18,29 @@ from tests.simulation.conversation import Conversation, Done, Reply
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
-    from tests.simulation.sim_site import SimSite
+    from tests.simulation.sim_machine import SimMachine
     from tests.simulation.world import World
 
-GROUP = "group1"
 _TICK_SECONDS = 0.1
 _RETRY_SECONDS = 0.1
 _BACKOFF_SECONDS_MAX = 5.0
 _REPLAY_CHANCE = 0.02
+_DUPLICATE_CHANCE = 0.03
 _REPLAY_SECONDS_MAX = 8.0
 
 
 class SimAgent:
     """Also the `Environment` of its copy manager."""
 
-    def __init__(self, world: World, site: SimSite, state_dir: str) -> None:
+    def __init__(self, world: World, machine: SimMachine, state_dir: str) -> None:
         self._world = world
-        self._site = site
-        self.site = site.name
+        self._machine = machine
+        self.site = machine.name
         self.state_dir = state_dir
         self.peer_wait_seconds = world.peer_wait_seconds
         self.serve_without_peers = world.serve_without_peers
         self.store = Store(Path(":memory:"))
+        self._kept_store: bytes | None = None
         self.alive = False
         self.owner: object = object()
         self.started_at = 0.0
@@ -54,7 +55,7 @@ class SimAgent:
         self.started_at = self._world.clock.now
         self._links = {}
         self._control = None
-        self.manager = CopyManager(self, self.store, (GROUP,))
+        self.manager = CopyManager(self, self.store, tuple(scene.group for scene in self._world.scenes))
         self.requests = Requests(self.manager)
         self._later(_TICK_SECONDS * self._world.clock.random.random(), self._tick)
         self._later(0.001, self._connect_target)
@@ -65,15 +66,31 @@ class SimAgent:
         if not self.alive:
             return
         self.alive = False
-        self._world.clock.kill(self.owner)
-        self._world.operators.agent_died(self._site)
+        for scene in self._world.scenes:
+            scene.operators.agent_died(scene.sites[self.site])
         late = self._world.clock.random.random() < 0.5
         for link in self._links.values():
             link.break_off("the agent died", late=late)
         if self._control is not None:
             self._control.break_off("the agent died", late=late)
-            self._site.target.forget(self._control)
+            self._machine.target.forget(self._control)
+        self._world.clock.kill(self.owner)
         self._world.paths.agent_died(self.site)
+
+    def keep_store(self) -> None:
+        """A backup of the database."""
+        self._kept_store = self.store._db.serialize()
+
+    def back_to_kept_store(self) -> None:
+        """The backup is put back, if there is one; the agent is off."""
+        if self._kept_store is not None:
+            self.new_store()
+            self.store._db.deserialize(self._kept_store)
+
+    def new_store(self) -> None:
+        """An empty database."""
+        self.store.close()
+        self.store = Store(Path(":memory:"))
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         self._world.clock.at(seconds, call, self.owner)
@@ -92,7 +109,7 @@ class SimAgent:
     # -- connections --
 
     def _connect_target(self) -> None:
-        target = self._site.target
+        target = self._machine.target
         if not target.alive:
             self._later(_RETRY_SECONDS, self._connect_target)
             return
@@ -112,6 +129,7 @@ class SimAgent:
             target.scheduler,
             latency=lambda: self._world.clock.random.uniform(0.00005, 0.002),
             passes=lambda _: True,
+            heard=lambda scheduler=target.scheduler: target.alive and target.scheduler is scheduler,  # type: ignore[misc]
             serve=target.serve,
             on_note=note,
             on_broken=broken,
@@ -122,7 +140,7 @@ class SimAgent:
 
     def _connect(self, name: str, backoff: float) -> None:
         world = self._world
-        peer = world.sites[name].agent
+        peer = world.machines[name].agent
         paths = world.paths
 
         def again() -> None:
@@ -157,6 +175,7 @@ class SimAgent:
                 passes=lambda to_server: paths.management_up(
                     *((self.site, name) if to_server else (name, self.site))
                 ),
+                heard=lambda: peer.alive and peer.owner is server_owner,
                 serve=lambda op, params, reply: peer.serve(self.site, op, params, reply),
                 on_broken=broken,
                 run=self.run,
@@ -188,6 +207,9 @@ class SimAgent:
         conversation = self._control if site is None else self._links.get(site)
         if conversation is not None:
             conversation.call(op, params, done, timeout_seconds)
+            random = self._world.clock.random
+            if site is not None and self._world.replays and random.random() < _DUPLICATE_CHANCE:
+                conversation.call(op, params, lambda result, error: None, timeout_seconds)
             return
         where = "the storage subsystem" if site is None else site
         error = PeerError(f"{op} was not sent: the link to {where} is down")
@@ -197,11 +219,13 @@ class SimAgent:
         conversation = self._links.get(site)
         if conversation is None:
             return
-        self._world.tell("noted", self._site, note, params)
+        for scene in self._world.scenes:
+            if scene.group == params["group"]:
+                scene.tell("noted", scene.sites[self.site], note, params)
         conversation.notify(note, params)
         random = self._world.clock.random
         if self._world.replays and random.random() < _REPLAY_CHANCE:
-            peer = self._world.sites[site].agent
+            peer = self._world.machines[site].agent
 
             def replay() -> None:
                 if peer.alive and self._world.paths.management_up(self.site, site):
@@ -216,13 +240,13 @@ class SimAgent:
         return f"{site}:3260", f"iqn.2026-01.org.replctl:{site}.san"
 
     def peers(self) -> list[str]:
-        return [name for name in self._world.sites if name != self.site]
+        return [name for name in self._world.machines if name != self.site]
 
     def monotonic(self) -> float:
         return self._world.clock.now
 
     def wall_ns(self) -> int:
-        return self._site.wall_ns()
+        return self._machine.wall_ns()
 
     def random_reign(self) -> int:
         return self._world.clock.random.getrandbits(63)

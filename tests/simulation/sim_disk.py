@@ -35,6 +35,10 @@ class SimDisk:
         self.fail_writes: OSError | None = None
         self.fail_flushes: OSError | None = None
         self.fail_reads: OSError | None = None
+        self.fail_after = 0
+        """So many operations of the failing kind go well before."""
+        self.fail_random: random.Random | None = None
+        """Given: a write that fails may have written a part, and what a failed flush leaves is forgotten."""
         self.flushes = 0
         self.cold = False
         """True: nothing is in memory, `pread_nowait` gives None once for each place read."""
@@ -44,8 +48,22 @@ class SimDisk:
         self.on_write: Callable[[int, bytes], None] | None = None
         self.on_flush: Callable[[], None] | None = None
 
+    @property
+    def failing(self) -> bool:
+        return any((self.fail_reads, self.fail_writes, self.fail_flushes))
+
+    def mend(self) -> None:
+        """Nothing fails any more."""
+        self.fail_reads = self.fail_writes = self.fail_flushes = None
+
+    def _fail(self, error: OSError | None) -> bool:
+        if error is None:
+            return False
+        self.fail_after -= 1
+        return self.fail_after < 0
+
     def pread(self, length: int, offset: int) -> bytes:
-        if self.fail_reads is not None:
+        if self._fail(self.fail_reads) and self.fail_reads is not None:
             raise self.fail_reads
         if offset < 0 or offset + length > self.size_bytes:
             raise OSError(errno.EIO, "read behind the end")
@@ -63,9 +81,13 @@ class SimDisk:
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         if self.on_operation is not None:
             self.on_operation()
-        if self.fail_writes is not None:
-            raise self.fail_writes
         data = b"".join(buffers)
+        if self._fail(self.fail_writes) and self.fail_writes is not None:
+            if self.fail_random is not None:
+                self._write(
+                    offset, data[: self.fail_random.randrange(len(data) // ATOMIC_BYTES + 1) * ATOMIC_BYTES]
+                )
+            raise self.fail_writes
         if offset < 0 or offset + len(data) > self.size_bytes:
             raise OSError(errno.ENOSPC, "write behind the end")
         if self.on_write is not None:
@@ -75,13 +97,20 @@ class SimDisk:
         self._allocated[first:last] = b"\1" * (last - first)
 
     def _write(self, offset: int, data: bytes) -> None:
+        if not data:
+            return
         self._dirty.update(_write(self._content, offset, data))
         self._unflushed.append((offset, data))
 
     def flush(self) -> None:
         if self.on_operation is not None:
             self.on_operation()
-        if self.fail_flushes is not None:
+        if self._fail(self.fail_flushes) and self.fail_flushes is not None:
+            if self.fail_random is not None and self.fail_random.random() < 0.5:
+                # Linux marks pages clean that it could not write: they stay in memory, and no later flush
+                # writes them.
+                self._dirty.clear()
+                self._unflushed.clear()
             raise self.fail_flushes
         self.flushes += 1
         self._make_durable()
@@ -143,6 +172,8 @@ class SimDisk:
         for offset, data in survivors:
             _write(self._durable, offset, data)
         self._content = dict(self._durable)
+        for page in self._content:
+            self._allocated[page] = 1  # what was punched and not flushed may be back
         self._dirty.clear()
         self._unflushed.clear()
 

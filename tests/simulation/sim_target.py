@@ -1,10 +1,11 @@
-"""The storage subsystem of a simulated site: the real engine and control operations, in a process that may be
-killed. What it does to its journal is watched, never changed.
+"""The storage subsystem of a simulated machine: the real engine and control operations, in a process that may
+be killed. What it does to its journals is watched, never changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from target.control.operations import Operations
@@ -19,56 +20,49 @@ from target.journal.superblock import Position, Role
 from target.open_group import open_group
 from target.volume import Buffer
 from tests.simulation.conversation import Conversation, Reply
-from tests.simulation.history import Node
 from tests.simulation.links import SimSource
-from tests.simulation.sim_agent import GROUP
 from tests.simulation.sim_scheduler import SimScheduler
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
+    from tests.simulation.sim_machine import SimMachine
     from tests.simulation.sim_site import SimSite
     from tests.simulation.world import World
 
 
 class SimTarget:
-    """One process; `start` makes a new one on the same disks."""
+    """One process with every group of its machine; `start` makes a new one on the same disks."""
 
-    group: ConsistencyGroup
+    engine: Engine
 
-    def __init__(self, world: World, site: SimSite) -> None:
+    def __init__(self, world: World, machine: SimMachine) -> None:
         self._world = world
-        self._site = site
+        self._machine = machine
         self.alive = False
         self.scheduler = SimScheduler(world.clock)
         self.started_at = 0.0
         self._subscribers: list[Conversation] = []
 
     def start(self) -> None:
-        world, site = self._world, self._site
-        self.scheduler = SimScheduler(world.clock, site.wall_offset_seconds)
-        self.scheduler.slowness = site.slowness
+        world, machine = self._world, self._machine
+        self.scheduler = SimScheduler(world.clock, machine.wall_offset_seconds)
+        self.scheduler.slowness = machine.slowness
         self._subscribers = []
         self.engine = Engine(
-            lambda portal, target, lun: SimSource(world, site, world.sites[portal.partition(":")[0]])
+            lambda portal, target, lun: SimSource(
+                world, machine.sites[lun], world.machines[portal.partition(":")[0]].sites[lun]
+            )
         )
-        self.group = open_group(
-            self.scheduler,
-            GroupSettings(GROUP, site=site.name, throttle=site.throttle),
-            site.journal_disk,
-            site.shapes,
-            site.disks,
-        )
-        self.engine.add(self.group, 0)
+        for number, site in machine.sites.items():
+            site.target.open(self.scheduler)
+            self.engine.add(site.target.group, number)
+            site.target.group.listen(partial(self._tell, site.target.group))
         self.operations = Operations(self.engine)
-        self.volumes = {
-            entry.name: GroupVolume(self.group, entry, f"{site.name}-{entry.name}")
-            for entry in self.group.volumes
-        }
-        self._watch(self.group.journal)
-        self.group.listen(self._tell)
         self.alive = True
         self.started_at = world.clock.now
-        site.recovered()
+        for site in machine.sites.values():
+            site.recovered()
+        machine.lost_power = False
 
     def kill(self) -> None:
         self.alive = False
@@ -76,27 +70,29 @@ class SimTarget:
         for subscriber in self._subscribers:
             subscriber.break_off("the storage subsystem went away")
         self._subscribers = []
+        name = self._machine.name
         for source in list(self._world.paths.sources):
-            if source.reader is self._site:
+            if source.reader.name == name:
                 source.close()
-            elif source.peer is self._site and self._world.paths.san_up(source.reader.name, self._site.name):
+            elif source.peer.name == name and self._world.paths.san_up(source.reader.name, name):
                 source.lose("connection reset")
 
     # -- the control socket --
 
     def attach(self, conversation: Conversation) -> None:
         self._subscribers.append(conversation)
-        conversation.tell("group", self._state())
+        for group in self.engine.groups.values():
+            conversation.tell("group", self._state(group))
 
     def forget(self, conversation: Conversation) -> None:
         if conversation in self._subscribers:
             self._subscribers.remove(conversation)
 
-    def _state(self) -> Any:
-        return group_state(self.group, self.engine.fetches.get(self.group.name))
+    def _state(self, group: ConsistencyGroup) -> Any:
+        return group_state(group, self.engine.fetches.get(group.name))
 
-    def _tell(self) -> None:
-        state = self._state()
+    def _tell(self, group: ConsistencyGroup) -> None:
+        state = self._state(group)
         for subscriber in self._subscribers:
             subscriber.tell("group", state)
 
@@ -106,7 +102,7 @@ class SimTarget:
         def once(result: object = None, error: ReplctlError | None = None) -> None:
             nonlocal answered
             if answered:
-                raise Violation(f"{op} was answered twice by the subsystem of {self._site.name}")
+                raise Violation(f"{op} was answered twice by the subsystem of {self._machine.name}")
             answered = True
             reply(result, error)
 
@@ -115,12 +111,52 @@ class SimTarget:
         except ReplctlError as error:
             once(error=error)
         except Exception as mistake:
-            raise Violation(f"{op} failed in the subsystem of {self._site.name}: {mistake!r}") from mistake
+            raise Violation(f"{op} failed in the subsystem of {self._machine.name}: {mistake!r}") from mistake
+
+
+class SimGroup:
+    """One group in that process, and the volumes that its hosts see."""
+
+    group: ConsistencyGroup
+    volumes: dict[str, GroupVolume]
+
+    def __init__(self, site: SimSite) -> None:
+        self._site = site
+
+    def open(self, scheduler: SimScheduler) -> None:
+        """Recover the journal and put the group in service."""
+        site = self._site
+        self.group = open_group(
+            scheduler,
+            GroupSettings(site.world.group, site=site.name, throttle=site.throttle),
+            site.journal_disk,
+            site.shapes,
+            site.disks,
+        )
+        self.volumes = {
+            entry.name: GroupVolume(self.group, entry, f"{site.name}-{entry.name}")
+            for entry in self.group.volumes
+        }
+        self._watch(self.group.journal)
+
+    # -- the process's --
+
+    @property
+    def alive(self) -> bool:
+        return self._site.machine.target.alive
+
+    @property
+    def scheduler(self) -> SimScheduler:
+        return self._site.machine.target.scheduler
+
+    @property
+    def started_at(self) -> float:
+        return self._site.machine.target.started_at
 
     # -- watching the journal --
 
     def _watch(self, journal: Journal) -> None:
-        world, site = self._world, self._site
+        world, site = self._site.world, self._site
         append, receive, restart_at = journal.append, journal.receive, journal.restart_at
         begin_commit, finish_commit, move_tail = (
             journal.begin_commit,
@@ -131,23 +167,15 @@ class SimTarget:
 
         def watched_append(records: Sequence[NewRecord], time_ns: int) -> list[int]:
             known, epoch = len(journal.index), journal.superblock.epoch
-            places = append(records, time_ns)
-            ends = [journal.index.boundary(number) for number in range(known + 1, len(journal.index))]
-            ends.append(journal.head)
             kept = [record._replace(data=bytes(record.data)) for record in records]
-            start = 0
-            nodes: list[Node] = []
-            for end in ends:
-                parent = nodes[-1] if nodes else site.node
-                count = end.sequence - parent.last
-                nodes.append(
-                    Node(
-                        end.digest, parent, parent.last + 1, kept[start : start + count], site.name,
-                        world.clock.now, epoch,
-                    )
-                )  # fmt: skip
-                start += count
-            for node in nodes:
+            try:
+                places = append(records, time_ns)
+            except OSError:
+                site.refused = (site.node, kept, epoch)
+                raise
+            site.refused = None
+            ends = [journal.index.boundary(number) for number in range(known + 1, len(journal.index))]
+            for node in site.nodes(site.node, [*ends, journal.head], kept, epoch):
                 world.history.add(node)
                 site.appended(node)
             return places

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.simulation.sim_site import SimSite
+    from tests.simulation.sim_machine import SimMachine
 
 
 class Violation(BaseException):
@@ -18,6 +18,6 @@ class Violation(BaseException):
 class Crash(BaseException):
     """The process or the machine stops here."""
 
-    def __init__(self, site: SimSite) -> None:
-        super().__init__(site.name)
-        self.site = site
+    def __init__(self, machine: SimMachine) -> None:
+        super().__init__(machine.name)
+        self.machine = machine

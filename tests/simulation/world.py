@@ -1,4 +1,4 @@
-"""The whole system in one thread: sites, links, hosts, operators, and the checkers that watch them."""
+"""The whole system in one thread: machines and links, and a scene for each group with all who act in it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import hashlib
 import logging
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
 
-from target.journal.format import VolumeShape
-from tests.simulation.checkers import ALL
-from tests.simulation.checkers.base import Checker
-from tests.simulation.history import History
-from tests.simulation.hosts import HostRequest, Hosts
+from target import background
+from target.journal import scan
+from tests.simulation.hosts import HostRequest
 from tests.simulation.links import Paths
-from tests.simulation.operators import OperatorRequest, Operators
+from tests.simulation.operators import OperatorRequest
+from tests.simulation.scene import Scene
 from tests.simulation.schedule import Plan
+from tests.simulation.sim_machine import SimMachine
 from tests.simulation.sim_scheduler import SimClock
 from tests.simulation.sim_site import SimSite
 from tests.simulation.violation import Crash, Violation
@@ -41,14 +42,7 @@ class World:
         self.replays = plan.replays
         self.cold_chance = plan.cold_chance
         self.last_fault_at = 0.0
-        self.reigns_since: dict[tuple[str, int], float] = {}
-        """(site, reign) -> when it began."""
-        self.diverged_since: dict[tuple[str, bytes], float] = {}
-        self.history = History(dict(enumerate(plan.volume_bytes, start=1)))
         self.paths = Paths(self)
-        self.operators = Operators(self)
-        self.hosts = Hosts(self)
-        self._hooks: dict[str, list[Callable[..., None]]] = {}
         self._directory = tempfile.TemporaryDirectory(
             prefix="replctl-sim-", dir=_SHM if _SHM.is_dir() else None, ignore_cleanup_errors=True
         )
@@ -57,20 +51,14 @@ class World:
         self.story: list[str] = []
         """What happened, for a person; only kept when asked for."""
         self.tell_story = False
-        names = ("data", "log", "index", "archive")
-        shapes = tuple(
-            VolumeShape(name, size, 512) for name, size in zip(names, plan.volume_bytes, strict=False)
-        )
-        self.sites: dict[str, SimSite] = {}
-        for name in plan.sites:
-            self.sites[name] = SimSite(self, name, shapes, plan.journal_bytes, str(self.directory / name))
-        self.checkers: Sequence[Checker] = [self.hosts, *(make(self) for make in ALL)]
-        for checker in self.checkers:
-            for hook in dir(Checker):
-                if not hook.startswith("_") and getattr(type(checker), hook) is not getattr(Checker, hook):
-                    self._hooks.setdefault(hook, []).append(getattr(checker, hook))
+        self.machines = {name: SimMachine(self, name, str(self.directory / name)) for name in plan.sites}
+        self.scenes = [Scene(self, number, group) for number, group in enumerate(plan.groups)]
 
     def __enter__(self) -> World:
+        # The rings are small, and every start reads them: no more than they hold.
+        self._small = contextlib.ExitStack()
+        self._small.enter_context(patch.object(scan, "_WINDOW_BYTES", 64 << 10))
+        self._small.enter_context(patch.object(background, "ARENA_BYTES", 256 << 10))
         self._log = _Mistakes(self)
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(self._log)
@@ -84,23 +72,22 @@ class World:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._small.close()
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._log)
-        for site in self.sites.values():
-            site.agent.store.close()
+        for machine in self.machines.values():
+            machine.agent.store.close()
         self._directory.cleanup()
 
     # -- what is told --
 
-    def tell(self, hook: str, *facts: Any) -> None:
-        """Tell every checker that wants to hear it."""
+    def trace(self, hook: str, facts: tuple[Any, ...]) -> None:
+        """The digest of all that happened, and its story."""
         if hook in _TRACED:
             line = f"{self.clock.now:.6f} {hook} {' '.join(map(_fact, facts))}"
             self._trace.update(line.encode())
             if self.tell_story:
                 self.story.append(line)
-        for call in self._hooks.get(hook, ()):
-            call(*facts)
 
     def note(self, text: str) -> None:
         """A line of the story."""
@@ -121,8 +108,8 @@ class World:
             if not self.clock.step():
                 raise Violation("nothing is left that could happen")
         except Crash as crash:
-            self.note(f"{crash.site.name} stops in the middle of something")
-            crash.site.crash_now()
+            self.note(f"{crash.machine.name} stops in the middle of something")
+            crash.machine.crash_now()
         except Exception as mistake:
             where = "".join(traceback.format_exception(mistake)[-4:])
             raise Violation(f"a process died of {mistake!r}:\n{where}") from mistake
@@ -144,15 +131,15 @@ class World:
 
     def start(self) -> None:
         """Everything is switched on."""
-        for site in self.sites.values():
-            site.start_target()
-            site.start_agent()
+        for machine in self.machines.values():
+            machine.start_target()
+            machine.start_agent()
         self.clock.at(_TICK_SECONDS, self._tick, self)
 
     def _tick(self) -> None:
         self.clock.at(_TICK_SECONDS, self._tick, self)
-        self.tell("tick")
-        self.operators.check_none_hangs()
+        for scene in self.scenes:
+            scene.tell("tick")
 
     @property
     def quiet(self) -> bool:
@@ -161,24 +148,19 @@ class World:
             self.paths.whole
             and self.paths.latency_factor == 1.0
             and all(
-                site.target.alive and site.agent.alive and site.slowness == 1.0 and not site.crash_pending
-                for site in self.sites.values()
+                machine.target.alive
+                and machine.agent.alive
+                and machine.slowness == 1.0
+                and not machine.crash_pending
+                and not any(disk.failing for site in machine.sites.values() for disk in site.all_disks)
+                for machine in self.machines.values()
             )
         )
-
-    @contextlib.contextmanager
-    def all_in_memory(self) -> Iterator[None]:
-        """A checker's reads are answered at once."""
-        chance, self.cold_chance = self.cold_chance, -1.0
-        try:
-            yield
-        finally:
-            self.cold_chance = chance
 
 
 def _fact(fact: object) -> str:
     if isinstance(fact, SimSite):
-        return fact.name
+        return f"{fact.name}.{fact.world.number}"
     if isinstance(fact, HostRequest):
         return f"{fact!r} {fact.error}"
     if isinstance(fact, OperatorRequest):
