@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _FREEZE_BYTES = 16 << 20
 _FREEZE_SECONDS = 0.1
 _CHECKPOINT_SECONDS = 5.0
-_CHECKPOINT_RING_PARTS = 4
+_CHECKPOINT_RING_PARTS = 2
 
 
 class Background:

@@ -26,6 +26,8 @@ from target.volume import Request, VolumeError
 _log = logging.getLogger(__name__)
 
 _APPEND_BYTES_MAX = 8 << 20
+_COMMIT_BYTES = 8 << 20
+"""So much is made durable without waiting for the interval: the disk works while the next is written."""
 _RING_PARTS = 16
 """Writes are appended in parts of at most this part of the ring, so that a small ring has room for each."""
 
@@ -118,7 +120,7 @@ class WritePath:
         for part in _parts(turn, self._part_bytes):
             if not self.failed and (self._held or not self._fits(part)):
                 self._held.append([_kept(entry) for entry in part])
-                self._on_full(self.held_bytes)
+                self._ask_for_room()
             else:
                 self._append(part)
 
@@ -133,6 +135,13 @@ class WritePath:
         while self._held and (self.failed or self._fits(self._held[0])):
             self._append(self._held.popleft())
         if self._held:
+            self._ask_for_room()
+
+    def _ask_for_room(self) -> None:
+        """What is held waits for a commit, or for space in the ring: who makes it is told."""
+        if self._journal.has_space(self.held_bytes):
+            self.commit(urgent=True)
+        else:
             self._on_full(self.held_bytes)
 
     @property
@@ -178,7 +187,7 @@ class WritePath:
                 self._waiting.append((lsn, request))
             else:
                 request.done()
-        self.commit(urgent=bool(self._waiting))
+        self.commit(urgent=bool(self._waiting) or journal.undurable_bytes >= _COMMIT_BYTES)
         return True
 
     # -- durability --

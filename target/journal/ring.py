@@ -102,11 +102,11 @@ class Journal:
     def fits(self, record_count: int, data_bytes: int) -> bool:
         """Whether so much can be appended now: by space, and by the limit on what is not durable yet."""
         need = self.needed_bytes(record_count, data_bytes)
-        return (
-            self.used_bytes + need <= self.superblock.ring_bytes
-            and self.undurable_bytes + need <= UNDURABLE_BYTES_MAX
-            and self._is_filled(need)
-        )
+        return self.has_space(need) and self.undurable_bytes + need <= UNDURABLE_BYTES_MAX
+
+    def has_space(self, need: int) -> bool:
+        """Whether the ring has so much free, and written out: the first half of `fits`."""
+        return self.used_bytes + need <= self.superblock.ring_bytes and self._is_filled(need)
 
     def needed_bytes(self, record_count: int, data_bytes: int) -> int:
         """What so many records take of the ring at the most, with a pad if they do not fit before its end."""

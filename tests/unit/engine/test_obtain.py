@@ -375,7 +375,7 @@ def test_nothing_overtakes_what_is_held() -> None:
 def test_as_much_goes_on_as_there_is_space_for() -> None:
     bench = Bench(24 * BLOCK_BYTES)
     bench.fill_up()
-    answers = []
+    answers: list[Answer] = []
     for number in range(8):
         answers.append(bench.write(number, 3 * BLOCK_BYTES))
         bench.end_turn()
@@ -398,3 +398,31 @@ def test_a_large_turn_finds_space_in_parts() -> None:
     bench.make_space()
     assert all(answer.ended for answer in first)
     assert bench.journal.head.sequence == 5
+
+
+# -- the limit on what is not durable --
+
+
+def test_much_is_made_durable_without_waiting_for_the_interval() -> None:
+    bench = Bench(ring_bytes=32 << 20)
+    for number in range(9):
+        bench.write(number, 1 << 20)
+        bench.end_turn()
+    assert bench.path.committing
+    assert bench.clock.now < INTERVAL_SECONDS
+
+
+def test_who_waits_for_a_commit_alone_asks_for_no_space() -> None:
+    """The ring has space: nothing need be applied, checkpointed or discarded for it."""
+    bench = Bench(ring_bytes=96 << 20)
+    bench.scheduler.slowness = 1000  # a commit takes much longer than the turns below
+    answers: list[Answer] = []
+    while bench.journal.fits(1, 4 << 20):
+        answers.append(bench.write(len(answers), 4 << 20))
+        bench.end_turn()
+    waiting = bench.write(1, 4 << 20)
+    bench.end_turn()
+    assert not waiting.ended
+    assert bench.full == 0
+    bench.clock.run_until(lambda: waiting.ended)
+    assert bench.full == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from target.journal.scan import RingReader
@@ -29,6 +29,10 @@ class CountingDisk(SimDisk):
         super().pread_into(buffer, offset)
 
 
+DISK = CountingDisk()
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 3 * MIB // 512), min_size=1, max_size=12),
     start=st.integers(0, RING_BYTES // 512 - 1),
@@ -38,7 +42,7 @@ def test_every_view_is_right_and_stays_right(sizes: list[int], start: int, arena
     """Whatever the arena has room for, and around the ring's end."""
     lsn = 5 * RING_BYTES + start * 512
     end = lsn + sum(sizes) * 512
-    reader = RingReader(CountingDisk(), RING_OFFSET, RING_BYTES, bytearray(arena_bytes), end)
+    reader = RingReader(DISK, RING_OFFSET, RING_BYTES, bytearray(arena_bytes), end)
     views = []
     for sectors in sizes:
         length = min(sectors * 512, reader.room(lsn))
