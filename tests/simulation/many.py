@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +21,9 @@ class Summary:
     runs: int = 0
     host_operations: int = 0
     faults: int = 0
+    host_operations_min: int = 1 << 62
+    """Of all runs that came to their end, the fewest."""
+    faults_min: int = 1 << 62
     simulated_seconds: float = 0.0
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
@@ -30,6 +33,9 @@ class Summary:
         self.runs += 1
         self.host_operations += outcome.host_operations
         self.faults += outcome.faults
+        if not outcome.violation:
+            self.host_operations_min = min(self.host_operations_min, outcome.host_operations)
+            self.faults_min = min(self.faults_min, outcome.faults)
         self.simulated_seconds += outcome.simulated_seconds
         for kind, count in outcome.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
@@ -40,7 +46,8 @@ class Summary:
         rate = self.runs / self.seconds if self.seconds else 0.0
         return (
             f"{self.runs} seeds, {len(self.failures)} violations; {self.host_operations} operations of "
-            f"hosts, {self.faults} faults, {self.simulated_seconds / 3600:.1f} simulated hours in "
+            f"hosts (at least {self.host_operations_min} a seed), {self.faults} faults (at least "
+            f"{self.faults_min}), {self.simulated_seconds / 3600:.1f} simulated hours in "
             f"{self.seconds:.0f} s ({rate:.1f} seeds/s)"
         )
 
@@ -55,13 +62,20 @@ def outcomes(seeds: Iterable[int], processes: int | None = None) -> Iterator[Out
         yield from pool.imap(one, seeds, chunksize=4)
 
 
-def many(seeds: Iterable[int], *, stop_at_first: bool = False, seconds_max: float | None = None) -> Summary:
-    """Run them all, or until the first violation, or until the time is over."""
+def many(
+    seeds: Iterable[int],
+    *,
+    stop_at_first: bool = False,
+    seconds_max: float | None = None,
+    tell: Callable[[Summary, Outcome], None] = lambda summary, outcome: None,
+) -> Summary:
+    """Run them all, or until the first violation, or until the time is over; `tell` hears of each run."""
     summary = Summary()
     started = time.monotonic()
     for outcome in outcomes(seeds):
         summary.add(outcome)
         summary.seconds = time.monotonic() - started
+        tell(summary, outcome)
         if outcome.violation and stop_at_first:
             break
         if seconds_max is not None and summary.seconds > seconds_max:
