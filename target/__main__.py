@@ -7,14 +7,12 @@ import contextlib
 import ctypes
 import logging
 import os
-import os
 import resource
 import signal
 import sys
 from pathlib import Path
 
 from target.config import load_config
-from target.control.supervision import Supervision
 from target.control.supervision import Supervision
 from target.errors import ReplctlError
 from target.group import Access
@@ -79,7 +77,6 @@ def _use_descriptors() -> None:
 def _run(loop: Loop, subsystem: Subsystem) -> None:
     stopping = False
     supervision = Supervision(os.environ)
-    supervision = Supervision(os.environ)
 
     def stop(*_: object) -> None:
         nonlocal stopping
@@ -88,7 +85,6 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
             loop.call_from_thread(begin_stop)
 
     def begin_stop() -> None:
-        supervision.stopping()
         supervision.stopping()
         _log.info("stopping: initiators are asked to log out")
         subsystem.drain(settle)
@@ -117,9 +113,7 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
             group.access.name.lower(),
             f" ({group.reason})" if group.access is not Access.SERVE else "",
         )
-    supervision.ready()
-    supervision.attend(loop)
-    supervision.ready()
+    subsystem.when_served(supervision.ready)
     supervision.attend(loop)
     try:
         loop.run()

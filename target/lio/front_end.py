@@ -67,6 +67,8 @@ class LioFrontEnd:
         self._rings: dict[str, _Open] = {}
         self._closed = False
         self._failures: list[str] = []
+        self.on_applied: Callable[[], None] | None = None
+        """Called once, after the first attempt. Fibre Channel ports may come up then, not before."""
         self._desired = desired_objects(config, [served.exported for served in volumes], journals)
         fabrics = [Fabric.ISCSI, *([Fabric(config.target.fc.driver)] if config.target.fc else [])]
         self._configfs = Configfs(fabrics)
@@ -151,6 +153,9 @@ class LioFrontEnd:
         self._submit((), self._applied)
 
     def _applied(self, status: LioStatus | None, error: ReplctlError | None) -> None:
+        if self.on_applied is not None:
+            self.on_applied()
+            self.on_applied = None
         if self._closed or (status is not None and not status.failures):
             return
         self._loop.call_later(_RETRY_SECONDS, self._apply_all)
