@@ -219,6 +219,13 @@ class Subsystem:
         for portal in self._portals:
             portal.drain(LOGOUT_SECONDS, drained)
 
+    def when_served(self, call: Callable[[], None]) -> None:
+        """Call when hosts can come in: with LIO, when it was configured, as far as that is possible now."""
+        if self._lio is None:
+            self.loop.call_soon(call)
+        else:
+            self._lio.on_applied = call
+
     def close(self) -> None:
         """Stop taking commands; what was acknowledged is in the journal and found again."""
         for portal in self._portals:
