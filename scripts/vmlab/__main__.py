@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from scripts.vmlab.box import pack_box
 from scripts.vmlab.failure import LabError
 from scripts.vmlab.image import PROJECT
-from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, build
+from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, build, images
 from scripts.vmlab.layout import MACHINES_MAX, Network
 
 _HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replctl"
@@ -36,6 +37,10 @@ def _parse() -> argparse.Namespace:
     one = commands.add_parser("build", help="kernel and root file system of today's package versions")
     one.add_argument("--kernel", default=KERNEL, help="6.1, or 6.12 from backports (%(default)s)")
     one.set_defaults(command=_build)
+
+    one = commands.add_parser("box", help="pack a Vagrant box of the same kernel and root file system")
+    one.add_argument("--output", type=Path, required=True, metavar="FILE")
+    one.set_defaults(command=_box, kernel=KERNEL)
 
     one = commands.add_parser("up", help="start what does not run, and wait until it is ready")
     one.add_argument("machine", nargs="*", help="only these")
@@ -80,6 +85,12 @@ def _parse() -> argparse.Namespace:
 def _build(arguments: argparse.Namespace) -> None:
     kernel, root = build(arguments.cache, arguments.kernel, arguments.mirror)
     print(f"kernel  {kernel.version}  {kernel.image.parent}\nroot    {root}")
+
+
+def _box(arguments: argparse.Namespace) -> None:
+    kernel, root = images(arguments.cache, arguments.kernel, arguments.mirror)
+    pack_box(kernel, root, arguments.output.absolute())
+    print(f"packed; now: vagrant box add --name replctl-lab --provider libvirt {arguments.output}")
 
 
 def _up(arguments: argparse.Namespace) -> None:

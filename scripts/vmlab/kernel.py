@@ -7,16 +7,15 @@ once, and a guest without hardware acceleration takes three seconds to unpack it
 from __future__ import annotations
 
 import hashlib
-import io
 import lzma
 import shutil
-import stat
 import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.vmlab.archive import Archive
 from scripts.vmlab.failure import LabError, run
 from scripts.vmlab.repository import Repository
 
@@ -34,11 +33,13 @@ _BUSYBOX = "busybox-static"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The three files that a machine is started with."""
+    """The files that a machine is started with."""
 
     version: str
     image: Path
     modules: Path
+    """A disk image; `module_tree` is what is on it."""
+    module_tree: Path
     initramfs: Path
 
 
@@ -55,7 +56,7 @@ def build_kernel(repository: Repository, release: str, cache: Path) -> Kernel:
             repository.unpack(_BUSYBOX, unpacked)
             image = (unpacked / "boot" / f"vmlinuz-{version}").read_bytes()
             (made / "vmlinux").write_bytes(unpack_image(image))
-            _make_module_disk(unpacked, version, made / "modules.img", Path(work))
+            _make_module_disk(unpacked, version, made)
             _make_initramfs(unpacked, version, made / "initramfs")
             (made / "version").write_text(f"{version}\n")
             made.rename(directory)
@@ -65,7 +66,13 @@ def build_kernel(repository: Repository, release: str, cache: Path) -> Kernel:
 def cached_kernel(directory: Path) -> Kernel:
     """The kernel that was built into this directory of the cache."""
     version = (directory / "version").read_text().strip()
-    return Kernel(version, directory / "vmlinux", directory / "modules.img", directory / "initramfs")
+    return Kernel(
+        version,
+        image=directory / "vmlinux",
+        modules=directory / "modules.img",
+        module_tree=directory / "modules",
+        initramfs=directory / "initramfs",
+    )
 
 
 def newest_kernel(cache: Path, release: str) -> Kernel | None:
@@ -111,28 +118,30 @@ def _wanted_modules() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _make_module_disk(unpacked: Path, version: str, disk: Path, work: Path) -> None:
+def _make_module_disk(unpacked: Path, version: str, made: Path) -> None:
     run(["depmod", "-b", str(unpacked), version])
     source = unpacked / "lib" / "modules" / version
-    chosen = work / "modules" / version
+    chosen = made / "modules" / version
     for path in _with_dependencies(unpacked, version, _wanted_modules()):
         to = chosen / path.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, to)
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         shutil.copy(source / name, chosen / name)
-    root = work / "tree"
-    (root / "lib").mkdir(parents=True)
-    (root / "lib" / "modules").symlink_to(work / "modules")
-    run(["depmod", "-b", str(root), version])
+    # depmod wants them in lib/modules below some directory.
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "lib").mkdir()
+        (Path(root) / "lib" / "modules").symlink_to(made / "modules")
+        run(["depmod", "-b", root, version])
+    disk = made / "modules.img"
     size = sum(path.stat().st_size for path in chosen.rglob("*") if path.is_file())
     with disk.open("wb") as file:
         file.truncate(size * 5 // 4 + (8 << 20) & ~0xFFF)
-    run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-d", str(work / "modules"), str(disk)])
+    run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-d", str(made / "modules"), str(disk)])
 
 
 def _make_initramfs(unpacked: Path, version: str, file: Path) -> None:
-    archive = _Archive()
+    archive = Archive()
     archive.add("init", (GUEST_FILES / "init").read_bytes(), executable=True)
     archive.directory("bin")
     archive.add("bin/busybox", (unpacked / "bin" / "busybox").read_bytes(), executable=True)
@@ -146,32 +155,3 @@ def _make_initramfs(unpacked: Path, version: str, file: Path) -> None:
         )
     archive.add("lib/order", "".join(f"{path.name.removesuffix('.xz')}\n" for path in modules).encode())
     file.write_bytes(archive.close())
-
-
-class _Archive:
-    """A cpio archive of the kernel's kind: `newc`, buffer-format.rst of its early-userspace documentation."""
-
-    def __init__(self) -> None:
-        self._out = io.BytesIO()
-        self._count = 0
-
-    def add(self, name: str, content: bytes, *, executable: bool = False) -> None:
-        self._entry(name, stat.S_IFREG | (0o755 if executable else 0o644), content)
-
-    def directory(self, name: str) -> None:
-        self._entry(name, stat.S_IFDIR | 0o755, b"")
-
-    def close(self) -> bytes:
-        self._entry("TRAILER!!!", 0, b"")
-        return self._out.getvalue()
-
-    def _entry(self, name: str, mode: int, content: bytes) -> None:
-        self._count += 1
-        fields = (self._count, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-        self._out.write(b"070701" + b"".join(b"%08X" % field for field in fields))
-        self._padded(name.encode() + b"\0")
-        self._padded(content)
-
-    def _padded(self, content: bytes) -> None:
-        self._out.write(content)
-        self._out.write(bytes(-self._out.tell() % 4))

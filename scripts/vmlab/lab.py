@@ -22,6 +22,8 @@ BOOT_SECONDS_MAX = 180.0
 _CONFIGURE_SECONDS_MAX = 180.0
 MIRROR = "http://deb.debian.org/debian"
 KERNEL = "6.1"
+SITES = ("a", "b")
+"""The third machine is a host and no site."""
 _PROVISION = "/lab-source/vagrant/provision.sh"
 _IQN = "iqn.2026-01.org.replctl"
 
@@ -36,6 +38,9 @@ class Choices:
     fabric: str = "iscsi"
     configure: bool = True
     source: str = str(PROJECT)
+    volumes: str = "data:64 log:64"
+    """Names and MiB; mkfs.xfs needs --unsupported below 300."""
+    journal_mib: int = 96
     hardware: Hardware = field(default_factory=Hardware)
 
 
@@ -46,6 +51,12 @@ def build(cache: Path, kernel: str, mirror: str) -> tuple[Kernel, Path]:
         repository = Repository(cache / "apt", mirror)
         repository.update()
         return build_kernel(repository, kernel, cache), build_root(repository, cache)
+
+
+def images(cache: Path, release: str, mirror: str) -> tuple[Kernel, Path]:
+    """What was built last of this checkout's inputs; built now if nothing was."""
+    kernel, root = newest_kernel(cache, release), cached_root(cache)
+    return build(cache, release, mirror) if kernel is None or root is None else (kernel, root)
 
 
 class Lab:
@@ -78,9 +89,7 @@ class Lab:
 
     def make(self, choices: Choices, cache: Path, mirror: str) -> None:
         """Everything but the running machines. From the cache alone, if it has what is needed."""
-        kernel, root = newest_kernel(cache, choices.kernel), cached_root(cache)
-        if kernel is None or root is None:
-            kernel, root = build(cache, choices.kernel, mirror)
+        kernel, root = images(cache, choices.kernel, mirror)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = [machine.name for machine in machines(choices.machines)]
         run([str(PROJECT / "vagrant" / "make-keys.sh"), str(self.directory / "keys"), *names])
@@ -172,8 +181,7 @@ class Lab:
         control = self.directory / "control"
         shutil.copy(control / machine.name / "ssh_host_ed25519_key", seed)
         shutil.copy(control / "a.pub", seed / "authorized_keys")
-        sites = [other for other in everyone if other.name in ("a", "b")]
-        if machine not in sites:
+        if machine.name not in SITES:
             return
         self._write_settings(virtual, choices)
         keys = seed / "keys"
@@ -186,14 +194,18 @@ class Lab:
         """What provision.sh is told; Vagrant's machines get the same names."""
         settings = {
             "site": virtual.name,
-            "sites": "a b",
+            "sites": " ".join(SITES),
             "front_end": choices.front_end,
             "fabric": choices.fabric,
             "disk": "/dev/vdc",
+            "volumes": choices.volumes,
+            "journal": str(choices.journal_mib),
         }
         for machine in machines(choices.machines):
+            settings[f"wwpn_{machine.name}"] = machine.wwpn
             for network in Network:
                 settings[f"{network.word}_{machine.name}"] = machine.address(network)
+        settings["wwpn_hosts"] = " ".join(host.wwpn for host in machines(choices.machines)[len(SITES) :])
         text = "".join(f'{name}="{value}"\n' for name, value in settings.items())
         (virtual.seed / "settings").write_text(text)
 

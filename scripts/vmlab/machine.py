@@ -65,7 +65,16 @@ class VirtualMachine:
     def start(self, kernel: Kernel, hardware: Hardware, wires: Wires, source: Path) -> None:
         """Power on, with a checkout of the project to read; returns at once. Not while it runs."""
         self.serial.unlink(missing_ok=True)
-        arguments = ["-name", self.name, "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", _CPU]
+        arguments = [
+            "-name",
+            self.name,
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi,tb-size=256",
+            "-cpu",
+            _CPU,
+        ]
         arguments += ["-smp", str(hardware.cpus), "-m", str(hardware.memory_mib)]
         arguments += [
             "-kernel",

@@ -5,9 +5,10 @@
 #     management_SITE    addresses of each site, in each network
 #     san_SITE
 #     front_SITE
-#     disk               block device for the volumes; everything on it is lost when there is no volume group yet
+#     disk               block device for the volumes, by LVM: everything on it is lost when it has no volume group
+#                        of ours yet. Without it they are files
 #     front_end          embedded or lio
-#     fabric             iscsi, or fc: FCoE on the SAN's interface
+#     fabric             iscsi, or fc: FCoE on the SAN's interface; then wwpn_SITE, and wwpn_hosts that use volumes
 #     volumes            "NAME:MiB NAME:MiB"; journal: its MiB
 
 VOLUME_GROUP=replctl
@@ -15,7 +16,7 @@ GROUP=group1
 IQN=iqn.2026-01.org.replctl
 
 configure() { # SETTINGS KEYS
-    volumes="data:256 log:320" journal=256 # xfs wants 300 MiB
+    volumes="data:64 log:64" journal=96 disk=
     front_end=embedded fabric=iscsi
     # shellcheck source=/dev/null
     source "$1"
@@ -36,8 +37,13 @@ address() { # NETWORK SITE
     printf '%s' "${!name}"
 }
 
+volume_path() { # NAME
+    if [[ $disk ]]; then printf '/dev/%s/%s' "$VOLUME_GROUP" "$1"; else printf '%s/%s.img' "$STATE" "$1"; fi
+}
+
 make_volumes() {
     local volume
+    [[ $disk ]] || return 0 # the subsystem makes files itself
     if ! vgs "$VOLUME_GROUP" >/dev/null 2>&1; then
         say "making volumes on $disk"
         pvcreate -q -y "$disk" >/dev/null
@@ -73,11 +79,13 @@ write_site_toml() {
             "$IQN" "$site" "$(address san "$site")" "$IQN" "$site"
         printf 'initiators = ['
         for peer in $sites; do [[ $peer == "$site" ]] || printf '"%s:%s", ' "$IQN" "$peer"; done
-        printf ']\n\n[[group]]\nname = "%s"\njournal = "/dev/%s/%s-journal"\njournal_size = "%sMiB"\nsan_lun = 0\n\n' \
-            "$GROUP" "$VOLUME_GROUP" "$GROUP" "$journal"
+        printf ']\n\n'
+        [[ $fabric != fc ]] || fabric_table
+        printf '[[group]]\nname = "%s"\njournal = "%s"\njournal_size = "%sMiB"\nsan_lun = 0\n\n' \
+            "$GROUP" "$(volume_path "$GROUP-journal")" "$journal"
         for volume in $volumes; do
-            printf '[[group.volume]]\nname = "%s"\npath = "/dev/%s/%s"\nsize = "%sMiB"\nlun = %s\n\n' \
-                "${volume%:*}" "$VOLUME_GROUP" "${volume%:*}" "${volume#*:}" "$lun"
+            printf '[[group.volume]]\nname = "%s"\npath = "%s"\nsize = "%sMiB"\nlun = %s\n\n' \
+                "${volume%:*}" "$(volume_path "${volume%:*}")" "${volume#*:}" "$lun"
             lun=$((lun + 1))
         done
         printf '[hostagent]\nsocket = "/run/replctl-hostagent/agent.sock"\ndatabase = "%s/hostagent.sqlite"\n' "$STATE"
@@ -125,11 +133,12 @@ CONF
 # The devices of the volumes, by which systemd waits for LVM, or multipath, whichever brings them.
 write_unit_dependencies() {
     local volume device directory=/etc/systemd/system/replctl-target.service.d
+    [[ $disk ]] || return 0
     mkdir -p "$directory"
     {
         printf '[Unit]\n'
         for volume in $volumes "$GROUP-journal:"; do
-            device=$(systemd-escape --path --suffix=device "/dev/$VOLUME_GROUP/${volume%:*}")
+            device=$(systemd-escape --path --suffix=device "$(volume_path "${volume%:*}")")
             printf 'Wants=%s\nAfter=%s\n' "$device" "$device"
         done
     } >"$directory/volumes.conf"

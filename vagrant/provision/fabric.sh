@@ -16,3 +16,13 @@ interface_of() { # ADDRESS
     [[ $found ]] || fail "no interface has the SAN address $1"
     printf '%s' "$found"
 }
+
+# Peers read the journals, hosts use the volumes; who is in neither list sees nothing.
+fabric_table() {
+    local peer port peers=() hosts=()
+    for peer in $sites; do [[ $peer == "$site" ]] || peers+=("\"$(address wwpn "$peer")\""); done
+    for port in ${wwpn_hosts:-}; do hosts+=("\"$port\""); done
+    local IFS=,
+    printf '[target.fc]\nports = ["%s"]\npeers = [%s]\ninitiators = [%s]\n\n' \
+        "$(address wwpn "$site")" "${peers[*]}" "${hosts[*]}"
+}
