@@ -344,6 +344,13 @@ class PairFlows:
                 "although their epochs are the same. Delete the pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )
+        if fork.set_back and not (mine.get("found") and theirs.get("found")):
+            raise ConflictError(
+                f"group {group.name!r}: {name} reigned and ends at record {fork.sequence}, before what it "
+                "had shipped: it was put back to an older state, and what it wrote since then cannot be told. "
+                "Delete the pair and create it again (a full copy)",
+                sequence=fork.sequence,
+            )
         return {}
 
     def _take_back(self, group: Group, name: str, fork: Fork, theirs: GroupState) -> Flow:

@@ -20,6 +20,10 @@ class Fork:
     digest: str
     loser_wrote: bool
     """The other side has records behind it that we do not have."""
+    set_back: bool = False
+    """The other side reigned up to a record that it does not have any more: it is an older state of itself,
+    and may have gone on from there.
+    """
 
 
 def fork_point(mine: GroupState, theirs: GroupState) -> Fork:
@@ -59,12 +63,16 @@ def _branch(mine: GroupState, theirs: GroupState, shared: tuple[int, int]) -> Fo
     """Both histories go through the epoch `shared`: they part where the first of them leaves it."""
     common = min(theirs.latest, mine.durable)
     digest = ""
+    ours = min(
+        [mine.durable] + [e.fork_sequence for e in mine.epochs if (e.parent_epoch, e.parent_reign) == shared]
+    )
+    reigned = theirs.role == "primary" and not theirs.primary and (theirs.epoch, theirs.reign) == shared
     for history in (mine.epochs, theirs.epochs):
         for epoch in history:
             if (epoch.parent_epoch, epoch.parent_reign) == shared and epoch.fork_sequence <= common:
                 common = epoch.fork_sequence
                 digest = epoch.fork_digest
-    return Fork(common, digest, theirs.latest > common)
+    return Fork(common, digest, theirs.latest > common, set_back=reigned and theirs.latest < ours)
 
 
 def supersedes(theirs: GroupState, mine: GroupState) -> bool:

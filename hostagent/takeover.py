@@ -14,7 +14,7 @@ from hostagent.known import Group
 from hostagent.pair_flows import CATCH_UP_SECONDS, PairFlows
 from hostagent.plan import TakeoverPlan, plan_takeover
 from target.control.messages import GroupState
-from target.errors import OperatorError, PeerError, ReplctlError
+from target.errors import ConflictError, OperatorError, PeerError, ReplctlError
 
 
 class TakeoverFlows:
@@ -87,7 +87,8 @@ class TakeoverFlows:
                     f"restoring everything up to record {received}",
                     CATCH_UP_SECONDS,
                 )
-            except PeerError:
+                yield from self._check_end(group, plan.old_primary, received, end.get("digest"))
+            except (PeerError, ConflictError):
                 yield Call(plan.old_primary, "takeover.abort", {"group": group.name}, 10.0)
                 raise
         else:
@@ -113,6 +114,21 @@ class TakeoverFlows:
             if plan.mode == "planned":
                 raise
             return {}
+
+    def _check_end(self, group: Group, primary: str, sequence: int, digest: str | None) -> Flow:
+        """What we have up to the old primary's last record is what it has.
+
+        Otherwise it was put back to an older state, and went on from there.
+        """
+        mine = yield Call(None, "journal.at", {"group": group.name, "sequence": sequence}, 10.0)
+        if not mine.get("found") or mine["digest"] != digest:
+            raise ConflictError(
+                f"group {group.name!r}: {primary} ends at record {sequence}, and what this site has up to "
+                "there is something else: one of them was put back to an older state. takeover --force serves what "
+                "is here",
+                sequence=sequence,
+            )
+        return {}
 
     def _next_epoch(self, group: Group, mine: GroupState, old: int | None) -> int:
         known = self._manager.store.newest_epoch(group.name, mine.group_id)

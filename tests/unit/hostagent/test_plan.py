@@ -404,3 +404,14 @@ def test_a_plan_is_plain_data() -> None:
         assert json.loads(json.dumps(shown)) == shown
         assert shown["group"] == "group1"
         assert shown["site"] == "b"
+
+
+def test_an_old_primary_that_lacks_what_it_had_shipped_was_put_back() -> None:
+    second = EpochState(2, 20, 1, 10, 126, "ab" * 32, 0)
+    mine = state(role="primary", epoch=2, reign=20, epochs=[FIRST, second], latest=130, durable=130)
+    older = state(role="primary", epoch=1, reign=10, epochs=[FIRST], latest=87)
+    assert fork_point(mine, older).set_back
+    same = state(role="primary", epoch=1, reign=10, epochs=[FIRST], latest=126)
+    assert not fork_point(mine, same).set_back
+    follower = state(role="secondary", epoch=1, reign=10, epochs=[FIRST], latest=87)
+    assert not fork_point(mine, follower).set_back
