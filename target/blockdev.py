@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from target.volume import Buffer
+from target.volume import SECTOR_BYTES, Buffer
 
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FALLOC_FL_KEEP_SIZE_PUNCH_HOLE = 0x03  # linux/falloc.h
@@ -37,6 +37,9 @@ class BlockDevice(Protocol):
 
     def pread_nowait(self, length: int, offset: int) -> Buffer | None:
         """`length` bytes if they are in memory already, None if reading would block."""
+
+    def will_need(self, offset: int, length: int) -> None:
+        """A hint: a range that will be read soon. Does not block, and may do nothing."""
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all buffers, in order, from `offset` on. Volatile until `flush`."""
@@ -107,6 +110,10 @@ class FileDevice:
             return self.pread(length, offset)
         return buffer if count == length else None
 
+    def will_need(self, offset: int, length: int) -> None:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         for start in range(0, len(buffers), _IOV_MAX):
             part = buffers[start : start + _IOV_MAX]
@@ -163,6 +170,16 @@ class FileDevice:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def mapped_sectors(device: BlockDevice, offset: int, length: int) -> bytearray:
+    """A byte for each sector of a range: 1 where `data_extents` has it, 0 where there is nothing."""
+    sectors = bytearray(length // SECTOR_BYTES)
+    for start, size in device.data_extents(offset, length):
+        low = (start - offset) // SECTOR_BYTES
+        high = -(-(start + size - offset) // SECTOR_BYTES)
+        sectors[low:high] = b"\1" * (high - low)
+    return sectors
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

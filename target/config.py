@@ -123,6 +123,7 @@ class VolumeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lun: int
     size: VolumeSize | None = None
     block_size: Literal[512, 4096] = 512
+    removable: bool = False
 
     def __post_init__(self) -> None:
         _check_lun("lun", self.lun)

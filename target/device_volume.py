@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from target.blockdev import BlockDevice
+from target.blockdev import BlockDevice, mapped_sectors
 from target.scheduler import Scheduler
 from target.volume import SECTOR_BYTES, Buffer, Request, VolumeError
 
@@ -60,6 +60,9 @@ class ReadOnlyVolume:
 
     def barrier(self, request: Request) -> None:
         request.failed(VolumeError.WRITE_PROTECTED)
+
+    def allocation(self, offset: int, length: int) -> Buffer:
+        return mapped_sectors(self._device, offset, length)
 
 
 def _answer_read(request: Request, data: bytes | None, error: Exception | None) -> None:

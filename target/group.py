@@ -245,7 +245,7 @@ class ConsistencyGroup:
             self.write_path.add(Entry(None, request, True))
 
     def barrier(self, request: Request) -> None:
-        """Answer when all writes so far are in the journal and in the overlay: behind them, in their order."""
+        """Answer when all writes so far are in the journal and the overlay: behind them, in their order."""
         if self.access is Access.SERVE:
             self.write_path.add(Entry(None, request, False))
         else:

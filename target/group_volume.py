@@ -36,3 +36,6 @@ class GroupVolume:
 
     def barrier(self, request: Request) -> None:
         self._group.barrier(request)
+
+    def allocation(self, offset: int, length: int) -> Buffer:
+        return self._group.reading.allocation(self._id, offset, length)

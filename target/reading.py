@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from target.blockdev import BlockDevice
+from target.blockdev import BlockDevice, mapped_sectors
 from target.journal.ring import Journal
 from target.obtain import Overlay
 from target.overlay import Granules, Piece, Source, plan_read
 from target.scheduler import Scheduler
-from target.volume import Buffer, Request, VolumeError
+from target.volume import SECTOR_BYTES, Buffer, Request, VolumeError
 
 _log = logging.getLogger(__name__)
 _LANE = "read"
@@ -61,6 +61,17 @@ class Reading:
                 for _ in self._volumes[volume].data_extents(piece.position, piece.length):
                     return False
         return True
+
+    def allocation(self, volume: int, offset: int, length: int) -> bytearray:
+        """A byte for each sector of a range: 1 where it is mapped, 0 where it holds zeros and no space."""
+        sectors = bytearray(length // SECTOR_BYTES)
+        for source, position, size, at in plan_read(self._layers(volume), offset, length):
+            low, count = at // SECTOR_BYTES, size // SECTOR_BYTES
+            if source is Source.VOLUME:
+                sectors[low : low + count] = mapped_sectors(self._volumes[volume], position, size)
+            else:
+                sectors[low : low + count] = bytes((source is Source.JOURNAL,)) * count
+        return sectors
 
     def warm(self, volume: int, offset: int, length: int, then: Callable[[Exception | None], None]) -> None:
         """Read a cold range on a thread, for nothing but to have it in memory; then call `then`."""

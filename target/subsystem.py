@@ -34,6 +34,7 @@ from target.lio.journal_device import BlockDevices, JournalDevices
 from target.lio.objects import journal_object_name, volume_object_name
 from target.loop import Loop
 from target.open_group import open_group
+from target.reservation_file import ReservationFile
 from target.san.fetch import JournalSource
 from target.san.source import IscsiSource
 from target.scsi.device_server import Device
@@ -105,12 +106,21 @@ class Subsystem:
         units: list[LogicalUnit] = []
         for volume in table.volumes:
             served = GroupVolume(group, entries[str(volume.name)], serial_of(site, name, str(volume.name)))
-            unit = LogicalUnit(served, LIMITS if self.config.target.front_end == "lio" else None)
+            unit = LogicalUnit(
+                served,
+                LIMITS if self.config.target.front_end == "lio" else None,
+                self._reservations(name, str(volume.name)),
+                removable=volume.removable,
+            )
             front[volume.lun] = unit
             units.append(unit)
         group.listen(_tells_write_protection(group, units))
         journal_volume = ReadOnlyVolume(journal, self.loop, name=f"{name}.journal", serial=serial)
         san[table.san_lun] = LogicalUnit(journal_volume)
+
+    def _reservations(self, group: str, volume: str) -> ReservationFile:
+        directory = self.config.site.state_dir / "reservations"
+        return ReservationFile(directory / f"{group}.{volume}.json", self.loop)
 
     def _device(self, table: GroupTable, what: str, path: Path, size: int | None) -> FileDevice:
         try:

@@ -66,3 +66,6 @@ class Volume(Protocol):
 
     def barrier(self, request: Request) -> None:
         """Answer when reads see everything written before; it need not be durable. Refused like a write."""
+
+    def allocation(self, offset: int, length: int) -> Buffer:
+        """A byte for each sector: 1 where it is mapped, 0 where it holds zeros and no space. OSError."""

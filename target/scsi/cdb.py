@@ -89,7 +89,10 @@ class Opcode(IntEnum):
 
 
 READ_CAPACITY_16_ACTION = 0x10
+GET_LBA_STATUS_ACTION = 0x12
+REPORT_TARGET_PORT_GROUPS_ACTION = 0x0A
 REPORT_SUPPORTED_OPERATION_CODES_ACTION = 0x0C
+REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS_ACTION = 0x0D
 
 
 def cdb_length(opcode: int) -> int:
@@ -209,6 +212,12 @@ def read_capacity_10() -> bytes:
 def read_capacity_16(allocation_length: int = 32) -> bytes:
     return struct.pack(
         ">BB8xIBB", Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16_ACTION, allocation_length, 0, 0
+    )
+
+
+def get_lba_status(lba: int, allocation_length: int = 24) -> bytes:
+    return struct.pack(
+        ">BBQIBB", Opcode.SERVICE_ACTION_IN_16, GET_LBA_STATUS_ACTION, lba, allocation_length, 0, 0
     )
 
 

@@ -22,9 +22,13 @@ REVISION = "1"
 
 _STANDARD = struct.Struct(">BBBBBBBB8s16s4s22x8H22x")
 _PERIPHERAL_NOT_SUPPORTED = 0x7F  # qualifier 011b, device type 1Fh
+_RMB = 0x80
 _SPC_4 = 0x06
 _HISUP_FORMAT_2 = 0x12
 _CMDQUE = 0x02
+_TPGS_IMPLICIT = 0x10
+TARGET_PORT_GROUP = 1
+"""All portals lead to one target port, in one group."""
 _VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0)  # SAM-5, SPC-4, SBC-3, no version claimed
 
 
@@ -62,15 +66,15 @@ class Inquiry:
     revision: str
 
 
-def encode_standard(*, supported: bool = True) -> bytes:
+def encode_standard(*, supported: bool = True, removable: bool = False) -> bytes:
     """96 bytes. Not `supported`: the answer for a LUN where there is nothing (qualifier 011b)."""
     return _STANDARD.pack(
         0x00 if supported else _PERIPHERAL_NOT_SUPPORTED,
-        0,
+        _RMB if removable else 0,
         _SPC_4,
         _HISUP_FORMAT_2,
         _STANDARD.size - 5,
-        0,
+        _TPGS_IMPLICIT if supported else 0,
         0,
         _CMDQUE,
         _text(VENDOR, 8),

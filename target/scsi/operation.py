@@ -31,6 +31,7 @@ class Operation:
     usage: bytes
     handler: Handler | None
     access: Access
+    needs_medium: bool
     service_action: int | None = None
     remark: str = ""
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from target.scsi import atomic_commands as atomic
 from target.scsi import media_commands as media
+from target.scsi import medium_removal as medium
+from target.scsi import reports, reservation_data
 from target.scsi import reservation_commands as reservation
-from target.scsi import reservation_data
 from target.scsi import reservations as rules
 from target.scsi import unit_commands as unit
 from target.scsi.cdb import (
+    GET_LBA_STATUS_ACTION,
     READ_CAPACITY_16_ACTION,
     REPORT_SUPPORTED_OPERATION_CODES_ACTION,
+    REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS_ACTION,
+    REPORT_TARGET_PORT_GROUPS_ACTION,
     Opcode,
 )
 from target.scsi.command import ScsiCommand
@@ -44,9 +48,10 @@ def _operation(
     *,
     action: int | None = None,
     standard: str = "SBC-3",
+    needs_medium: bool = True,
 ) -> Operation:
     raw = bytes.fromhex(usage)
-    return Operation(Opcode(raw[0]), name, standard, raw, handler, access, action, remark)
+    return Operation(Opcode(raw[0]), name, standard, raw, handler, access, needs_medium, action, remark)
 
 
 def _spc(
@@ -57,8 +62,12 @@ def _spc(
     remark: str = "",
     action: int | None = None,
     standard: str = "SPC-4",
+    *,
+    needs_medium: bool = False,
 ) -> Operation:
-    return _operation(name, usage, handler, access, remark, action=action, standard=standard)
+    return _operation(
+        name, usage, handler, access, remark, action=action, standard=standard, needs_medium=needs_medium
+    )
 
 
 def _report_supported_operation_codes(unit_: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
@@ -82,6 +91,7 @@ _ZEROS = "zeros, and UNMAP with zeros, deallocate; NUMBER OF LOGICAL BLOCKS must
 _VERIFY = "BYTCHK 00b, 01b and 11b"
 _WRITE_AND_VERIFY = "BYTCHK 00b and 01b"
 _FLUSH = "flushes all of the volume; waits even with IMMED"
+_DEFECTS = "lists that are empty"
 _PRE_FETCH = "reads one maximum transfer at most"
 _ONE_ACTION = "one action for every other command"
 
@@ -101,7 +111,7 @@ _NO_SPEC_I_PT = "with APTPL; no SPEC_I_PT"
 _SCOPE = "scope LU, all six types"
 
 OPERATIONS: tuple[Operation, ...] = (
-    _spc("TEST UNIT READY", "00 00 000000 00", unit.test_unit_ready, _EVERYBODY),
+    _spc("TEST UNIT READY", "00 00 000000 00", unit.test_unit_ready, _EVERYBODY, needs_medium=True),
     _spc("REQUEST SENSE", "03 01 0000 ff 00", unit.request_sense, _EVERYBODY, "fixed and descriptor"),
     _operation("READ (6)", "08 1f ffff ff 00", media.read, _READERS),
     _operation("WRITE (6)", "0a 1f ffff ff 00", media.write, _HOLDERS),
@@ -113,11 +123,19 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation(
         "START STOP UNIT",
         "1b 01 0000 f7 00",
-        unit.start_stop_unit,
+        medium.start_stop_unit,
         _HOLDERS,
-        "stop flushes, and the unit stays ready; no power conditions, no ejection",
+        "a stop flushes, and the unit stays ready; ejects what is removable; POWER CONDITION does nothing",
+        needs_medium=False,
     ),
     _spc("SEND DIAGNOSTIC", "1d 04 00 0000 00", unit.send_diagnostic, _HOLDERS, "default self-test"),
+    _spc(
+        "PREVENT ALLOW MEDIUM REMOVAL",
+        "1e 00 0000 03 00",
+        medium.prevent_allow_medium_removal,
+        _HOLDERS,
+        "for a removable unit",
+    ),
     _operation("READ CAPACITY (10)", "25 00 00000000 000000 00", unit.read_capacity_10, _EVERYBODY),
     _operation("READ (10)", "28 18 ffffffff 1f ffff 00", media.read, _READERS, "DPO, FUA"),
     _operation("WRITE (10)", "2a 18 ffffffff 1f ffff 00", media.write, _HOLDERS, "DPO, FUA"),
@@ -132,6 +150,13 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation("PRE-FETCH (10)", "34 02 ffffffff 1f ffff 00", media.pre_fetch, _READERS, _PRE_FETCH),
     _operation(
         "SYNCHRONIZE CACHE (10)", "35 06 ffffffff 1f ffff 00", media.synchronize_cache, _HOLDERS, _FLUSH
+    ),
+    _operation(
+        "READ DEFECT DATA (10)",
+        "37 00 1f 00000000 ffff 00",
+        reports.read_defect_data_10,
+        _READERS,
+        _DEFECTS,
     ),
     _operation("WRITE SAME (10)", "41 18 ffffffff 1f ffff 00", media.write_same, _HOLDERS, _ZEROS),
     _operation("UNMAP", "42 01 00000000 1f ffff 00", media.unmap, _HOLDERS, "no ANCHOR"),
@@ -212,6 +237,14 @@ OPERATIONS: tuple[Operation, ...] = (
         _EVERYBODY,
         action=READ_CAPACITY_16_ACTION,
     ),
+    _operation(
+        "GET LBA STATUS",
+        "9e 1f ffffffffffffffff ffffffff 00 00",
+        reports.get_lba_status,
+        _READERS,
+        "mapped or deallocated; looks at 16 MiB at the most",
+        action=GET_LBA_STATUS_ACTION,
+    ),
     _spc(
         "REPORT LUNS",
         "a0 00 ff 000000 ffffffff 00 00",
@@ -220,12 +253,28 @@ OPERATIONS: tuple[Operation, ...] = (
         "SELECT REPORT 00h, 01h and 02h",
     ),
     _spc(
+        "REPORT TARGET PORT GROUPS",
+        "a3 ff 00000000 ffffffff 00 00",
+        reports.report_target_port_groups,
+        _EVERYBODY,
+        "one group, active/optimized",
+        REPORT_TARGET_PORT_GROUPS_ACTION,
+    ),
+    _spc(
         "REPORT SUPPORTED OPERATION CODES",
         "a3 1f 87 ff ffff ffffffff 00 00",
         _report_supported_operation_codes,
         _READERS,
         "no timeouts indicated",
         REPORT_SUPPORTED_OPERATION_CODES_ACTION,
+    ),
+    _spc(
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        "a3 1f 80 000000 ffffffff 00 00",
+        reports.report_supported_task_management_functions,
+        _READERS,
+        "those of iSCSI but for TASK REASSIGN",
+        REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS_ACTION,
     ),
     _operation("READ (12)", "a8 18 ffffffff ffffffff 1f 00", media.read, _READERS, "DPO, FUA"),
     _operation("WRITE (12)", "aa 18 ffffffff ffffffff 1f 00", media.write, _HOLDERS, "DPO, FUA"),
@@ -237,6 +286,13 @@ OPERATIONS: tuple[Operation, ...] = (
         _WRITE_AND_VERIFY,
     ),
     _operation("VERIFY (12)", "af 16 ffffffff ffffffff 1f 00", media.verify, _READERS, _VERIFY),
+    _operation(
+        "READ DEFECT DATA (12)",
+        "b7 1f ffffffff ffffffff 00 00",
+        reports.read_defect_data_12,
+        _READERS,
+        _DEFECTS,
+    ),
 )
 
 OPERATIONS_BY_OPCODE: dict[int, dict[int | None, Operation]] = {}

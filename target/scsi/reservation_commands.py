@@ -123,6 +123,7 @@ def _change_steps(
         unit.reservation_gate.leave()
     if aborts:
         for nexus in change.preempted:
+            unit.removal_prevented_by.discard(nexus)
             yield partial(unit.abort_tasks, nexus)
     return GOOD
 

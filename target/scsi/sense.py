@@ -177,6 +177,7 @@ def _field_pointer(key: SenseKey, flags: int, pointer: int) -> FieldPointer | No
 NO_SENSE = Sense(SenseKey.NO_SENSE, 0x00, 0x00)
 
 BECOMING_READY = Sense(SenseKey.NOT_READY, 0x04, 0x01)
+MEDIUM_NOT_PRESENT = Sense(SenseKey.NOT_READY, 0x3A, 0x00)
 UNRECOVERED_READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x11, 0x00)
 WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x0C, 0x00)
 WRITE_PROTECTED = Sense(SenseKey.DATA_PROTECT, 0x27, 0x00)
@@ -189,9 +190,11 @@ PARAMETER_LIST_LENGTH_ERROR = Sense(SenseKey.ILLEGAL_REQUEST, 0x1A, 0x00)
 LOGICAL_UNIT_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 SAVING_PARAMETERS_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0x00)
 
+MEDIUM_REMOVAL_PREVENTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x53, 0x02)
 INVALID_RELEASE_OF_PERSISTENT_RESERVATION = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x04)
 INSUFFICIENT_REGISTRATION_RESOURCES = Sense(SenseKey.ILLEGAL_REQUEST, 0x55, 0x04)
 
+MEDIUM_MAY_HAVE_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x28, 0x00)
 POWER_ON = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x00)
 BUS_DEVICE_RESET_FUNCTION_OCCURRED = Sense(SenseKey.UNIT_ATTENTION, 0x29, 0x03)
 MODE_PARAMETERS_CHANGED = Sense(SenseKey.UNIT_ATTENTION, 0x2A, 0x01)
@@ -286,6 +289,7 @@ _TEXTS = {
     (0x44, 0x00): "internal target failure",
     (0x47, 0x05): "protocol service CRC error",
     (0x4B, 0x00): "data phase error",
+    (0x53, 0x02): "medium removal prevented",
     (0x55, 0x03): "insufficient resources",
     (0x55, 0x04): "insufficient registration resources",
 }

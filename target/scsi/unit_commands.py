@@ -13,11 +13,14 @@ from target.scsi.inquiry import VpdPage
 from target.scsi.media_commands import flush_steps
 from target.scsi.mode import MODE_6, MODE_10, ModeForm, mode_select, mode_sense
 from target.scsi.operation import Outcome
-from target.scsi.sense import MODE_PARAMETERS_CHANGED, NO_SENSE, Sense, invalid_field_in_cdb
+from target.scsi.sense import (
+    MEDIUM_NOT_PRESENT,
+    MODE_PARAMETERS_CHANGED,
+    NO_SENSE,
+    Sense,
+    invalid_field_in_cdb,
+)
 from target.scsi.unit_state import UnitState
-
-_START = 0x01
-_LOEJ = 0x02
 
 
 def data_in(data: bytes, allocation_length: int) -> ScsiResult:
@@ -32,7 +35,8 @@ def test_unit_ready(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcom
 
 def request_sense(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     """A pending unit attention is reported here, as data, and is thereby over."""
-    return sense_data_in(unit.attentions.take(command.nexus) or NO_SENSE, cdb)
+    standing = MEDIUM_NOT_PRESENT if unit.ejected else NO_SENSE
+    return sense_data_in(unit.attentions.take(command.nexus) or standing, cdb)
 
 
 def sense_data_in(sense: Sense, cdb: bytes) -> ScsiResult:
@@ -45,7 +49,7 @@ def inquiry(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
     if not cdb[1] & 0x01:  # EVPD
         if cdb[2]:
             return invalid_field_in_cdb(2)
-        return data_in(pages.encode_standard(), allocation_length)
+        return data_in(pages.encode_standard(removable=unit.removable), allocation_length)
     page = _VPD_PAGES.get(cdb[2])
     if page is None:
         return invalid_field_in_cdb(2)
@@ -118,15 +122,6 @@ def _mode_select(unit: UnitState, command: ScsiCommand, cdb: bytes, form: ModeFo
     unit.attentions.establish(MODE_PARAMETERS_CHANGED, except_for=command.nexus)
     # What was written while the cache was on becomes durable before the initiator may believe that it is off.
     return GOOD if after.write_cache_enabled else flush_steps(unit)
-
-
-def start_stop_unit(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """A stop makes everything durable; the unit stays ready, since other hosts may use it."""
-    if cdb[4] >> 4:  # POWER CONDITION
-        return invalid_field_in_cdb(4, 7)
-    if cdb[4] & _LOEJ:
-        return invalid_field_in_cdb(4, 1)
-    return GOOD if cdb[4] & _START else flush_steps(unit)
 
 
 def send_diagnostic(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:

@@ -25,7 +25,6 @@ from target.volume import Request, Volume
 from . import cdb as cdbs
 
 BLOCK_SIZES_BYTES = (512, 4096)
-_PHYSICAL_BLOCK_SHIFT = 12  # the journal and the overlay work in 4096 bytes: smaller writes are merged
 
 
 AbortTasks = Callable[[Nexus, Request], None]
@@ -40,7 +39,12 @@ class UnitState:
     """Attributes are plain, for speed; they are changed by the methods here alone."""
 
     def __init__(
-        self, volume: Volume, limits: Limits | None = None, reservation_store: ReservationStore | None = None
+        self,
+        volume: Volume,
+        limits: Limits | None = None,
+        reservation_store: ReservationStore | None = None,
+        *,
+        removable: bool = False,
     ) -> None:
         assert volume.block_size_bytes in BLOCK_SIZES_BYTES, volume.block_size_bytes
         self.volume = volume
@@ -51,6 +55,9 @@ class UnitState:
         self.reservation_store = reservation_store
         self.reservations = reservation_store.load() if reservation_store is not None else Reservations()
         self.reserved_by: Nexus | None = None
+        self.removable = removable
+        self.ejected = False
+        self.removal_prevented_by: set[Nexus] = set()
         self.abort_tasks: AbortTasks = _nothing_to_abort
         self.block_size_bytes = volume.block_size_bytes
         self.block_shift = volume.block_size_bytes.bit_length() - 1
@@ -78,19 +85,21 @@ class UnitState:
         self.reserved_by = nexus
         self.attentions.quiet.clear()
 
+    def set_ejected(self, ejected: bool) -> None:
+        """The medium of a removable unit was taken out, or is back."""
+        self.ejected = ejected
+        self.attentions.quiet.clear()
+
     def refresh_capacity(self) -> None:
         """Look up the volume's size again."""
         self.block_count = self.volume.size_bytes >> self.block_shift
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(
-            self.block_count,
-            self.block_size_bytes,
-            _PHYSICAL_BLOCK_SHIFT - self.block_shift,
-            thin=True,
-            unmapped_reads_zeros=True,
-        )
+        """One logical block a physical block: a smaller write than 4096 bytes is journalled as it is. That
+        4096 are better is told as the granularity of transfers (VPD page B0h).
+        """
+        return Capacity(self.block_count, self.block_size_bytes, thin=True, unmapped_reads_zeros=True)
 
     def write_protection(self) -> Sense | None:
         """Why nothing can be written now, if so."""

@@ -73,6 +73,14 @@ class MemoryVolume:
         self.calls.append(("barrier", 0, 0, False))
         self._answer("barrier", request, None)
 
+    def allocation(self, offset: int, length: int) -> Buffer:
+        """What holds zeros is not mapped."""
+        zeros = bytes(SECTOR_BYTES)
+        return bytes(
+            self.content[at : at + SECTOR_BYTES] != zeros
+            for at in range(offset, offset + length, SECTOR_BYTES)
+        )
+
     def _check(self, name: str, offset: int, length: int, fua: bool) -> None:
         """What the device server promises about the numbers it hands down."""
         assert offset % SECTOR_BYTES == 0

@@ -149,10 +149,13 @@ def test_every_command_has_its_place_in_the_table_of_access(registered: Hosts) -
     for operation in OPERATIONS:
         built = bytes((operation.opcode, operation.service_action or 0)).ljust(16, b"\0")
         refused = stranger.execute(built) is RESERVATION_CONFLICT
-        if "RESERVE" not in operation.name:  # these say themselves whether there is a conflict
+        # Some say themselves whether there is a conflict, and one does so only when it prevents.
+        if "RESERVE" not in operation.name and operation.opcode != Opcode.PREVENT_ALLOW_MEDIUM_REMOVAL:
             assert refused == (operation.access is Access.HOLDERS), operation
     assert stranger.execute(cdb.start_stop_unit(start=True)) is GOOD
     assert stranger.execute(cdb.start_stop_unit(start=False)) is RESERVATION_CONFLICT
+    prevent = bytes((Opcode.PREVENT_ALLOW_MEDIUM_REMOVAL, 0, 0, 0, 1, 0))
+    assert stranger.execute(prevent) is RESERVATION_CONFLICT
 
 
 def test_a_reservation_counts_for_who_was_on_the_short_way(registered: Hosts) -> None:

@@ -158,8 +158,8 @@ def test_inquiry_garbage_is_a_peer_error(data: bytes) -> None:
 # READ CAPACITY
 
 
-@pytest.mark.parametrize(("block_size", "exponent"), [(512, 3), (4096, 0)])
-def test_read_capacity(block_size: int, exponent: int) -> None:
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_read_capacity(block_size: int) -> None:
     initiator = Initiator(MemoryVolume(8 << 20, block_size))
     blocks = (8 << 20) // block_size
     assert decode_capacity_10(data_of(initiator.execute(cdb.read_capacity_10()))) == Capacity(
@@ -167,7 +167,7 @@ def test_read_capacity(block_size: int, exponent: int) -> None:
     )
     data = data_of(initiator.execute(cdb.read_capacity_16()))
     assert len(data) == 32
-    assert decode_capacity_16(data) == Capacity(blocks, block_size, exponent, True, True)
+    assert decode_capacity_16(data) == Capacity(blocks, block_size, 0, True, True)
 
 
 def test_a_large_unit_sends_the_initiator_to_read_capacity_16() -> None:
@@ -409,7 +409,7 @@ def test_all_supported_operation_codes_with_timeouts() -> None:
         (3, 0x28, 0, "0003000a 28 18 ffffffff 1f ffff 00"),
         (2, 0x9E, 0x10, "00030010 9e 10 0000000000000000 ffffffff 00 00"),
         (3, 0x9E, 0x10, "00030010 9e 10 0000000000000000 ffffffff 00 00"),
-        (2, 0x9E, 0x12, "00010000"),
+        (2, 0x9E, 0x13, "00010000"),
         (1, 0x2B, 0, "00010000"),
         (2, 0x2B, 1, "00010000"),
     ],
@@ -444,8 +444,8 @@ def test_stop_makes_everything_durable_and_start_does_nothing() -> None:
     assert initiator.execute(cdb.test_unit_ready()) is GOOD
 
 
-@pytest.mark.parametrize(("byte", "bit"), [(0x10, 7), (0x02, 1), (0x03, 1)])
-def test_power_conditions_and_ejection_are_refused(byte: int, bit: int) -> None:
+@pytest.mark.parametrize(("byte", "bit"), [(0x02, 1), (0x03, 1)])
+def test_a_unit_that_is_not_removable_refuses_ejection(byte: int, bit: int) -> None:
     built = bytes((Opcode.START_STOP_UNIT, 0, 0, 0, byte, 0))
     assert sense_of(Initiator().execute(built)) == sense.invalid_field_in_cdb(4, bit)
 
