@@ -110,10 +110,16 @@ defaults {
     polling_interval 2
 }
 blacklist {
-    device { vendor ".*" product ".*" }
+    device {
+        vendor ".*"
+        product ".*"
+    }
 }
 blacklist_exceptions {
-    device { vendor "REPLCTL" product "VOLUME" }
+    device {
+        vendor "REPLCTL"
+        product "VOLUME"
+    }
 }
 devices {
     device {

@@ -1,0 +1,191 @@
+"""Two sites in virtual machines, and a Linux host that uses their volumes: what these tests act on.
+
+The host is machine b's kernel: open-iscsi, dm-multipath over both portals of a site, real file systems. A
+test waits for states, with limits that fit a machine without hardware acceleration that others use too.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scripts.vmlab.lab import Lab
+from scripts.vmlab.layout import Network
+from scripts.vmlab.machine import VirtualMachine
+
+GROUP = "group1"
+WAIT_SECONDS_MAX = 400.0
+_REPLCTL = "replctl --config /etc/replctl/site.toml"
+_IQN = "iqn.2026-01.org.replctl"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One logical unit of the group, and the file system that the host makes on it."""
+
+    name: str
+    lun: int
+    make: str
+    check: str
+    mount_point: str
+
+
+DATA = Volume("data", 0, "mkfs.ext4 -q -F", "e2fsck -f -n", "/mnt/data")
+LOG = Volume("log", 1, "mkfs.xfs -q -f --unsupported", "xfs_repair -n", "/mnt/log")
+VOLUMES = (DATA, LOG)
+
+
+class TwoSites:
+    """Commands to the machines, in the words of the tests."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def machine(self, name: str) -> VirtualMachine:
+        return self.lab.machine(name)
+
+    def run(self, name: str, script: str, *, check: bool = True) -> str:
+        return self.machine(name).run(script, timeout_seconds=WAIT_SECONDS_MAX, check=check)
+
+    def replctl(self, site: str, *words: str) -> Any:
+        """What the command answers, from its JSON."""
+        return json.loads(self.run(site, f"{_REPLCTL} {shlex.join(words)} --json") or "null")
+
+    def mirror(self, site: str, secondary: str) -> dict[str, Any]:
+        """What a primary says of one of its mirrors."""
+        status = self.replctl(site, "pair", "status", GROUP)
+        found: dict[str, Any] = next(mirror for mirror in status["mirrors"] if mirror["site"] == secondary)
+        return found
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while not condition():
+            assert time.monotonic() < deadline, (
+                f"not within {WAIT_SECONDS_MAX:.0f} s: {what}\n{self.report()}"
+            )
+            time.sleep(1)
+
+    def wait_for_pair(self, primary: str, secondary: str) -> None:
+        def paired() -> bool:
+            return bool(self.mirror(primary, secondary)["status"] == "PAIR")
+
+        self.wait_for(f"{secondary} is PAIR", paired)
+
+    def wait_until_restored(self, primary: str, marker: str) -> None:
+        """All that was written before now is at every mirror."""
+        self.replctl(
+            primary, "marker", "create", GROUP, marker, "--wait", "--timeout", f"{WAIT_SECONDS_MAX:.0f}"
+        )
+
+    def wait_until_serving(self, site: str) -> None:
+        """Its daemons run and answer each other."""
+
+        def answers() -> bool:
+            script = f"{_REPLCTL} pair status {GROUP} --json 2>/dev/null || true"
+            return self.run(site, script).startswith("{")
+
+        self.wait_for(f"{site} answers", answers)
+
+    def daemon_pid(self, site: str, daemon: str) -> int:
+        return int(self.run(site, f"systemctl show --property MainPID --value replctl-{daemon}"))
+
+    def kill(self, site: str, daemon: str) -> None:
+        """SIGKILL; returns when systemd has another one that is ready."""
+        before = self.daemon_pid(site, daemon)
+        self.run(site, f"systemctl kill --signal KILL --kill-whom main replctl-{daemon}")
+
+        def another() -> bool:
+            state = self.run(site, f"systemctl is-active replctl-{daemon} || true").strip()
+            return state == "active" and self.daemon_pid(site, daemon) not in (0, before)
+
+        self.wait_for(f"{daemon} of {site} is there again", another)
+        self.wait_until_serving(site)
+
+    def bytes_sent(self, machine: str, network: Network) -> int:
+        return int(self.run(machine, f"cat /sys/class/net/{network.value}/statistics/tx_bytes"))
+
+    def digest(self, site: str, volume: Volume) -> str:
+        """Of the whole volume, as a host reads it."""
+        address = self.machine(site).machine.address(Network.FRONT)
+        url = f"iscsi://{address}:3260/{_IQN}:{site}/{volume.lun}"
+        blocks = self.run(site, f"blockdev --getsz /dev/replctl/{volume.name}").strip()
+        read = f"replctl lun read {url} --blocks {blocks} --output - | sha256sum"
+        return self.run(site, f"set -o pipefail; {read}").split()[0]
+
+    def report(self) -> str:
+        """For the message of a test that fails."""
+        lines = []
+        for machine in self.lab.machines:
+            if machine.running:
+                script = f"{_REPLCTL} pair status {GROUP}; journalctl -n 15 -o cat -u 'replctl-*'"
+                lines.append(f"--- {machine.name}\n{self.run(machine.name, f'{script} 2>&1 || true')}")
+            else:
+                lines.append(f"--- {machine.name} is off")
+        return "\n".join(lines)
+
+
+class Host:
+    """A machine's own kernel as the user of a site's volumes."""
+
+    def __init__(self, sites: TwoSites, machine: str) -> None:
+        self._sites = sites
+        self.machine = machine
+
+    def run(self, script: str, *, check: bool = True) -> str:
+        return self._sites.run(self.machine, script, check=check)
+
+    def log_in(self, site: str) -> None:
+        """By both portals of the site; multipath joins what has one identity."""
+        address = self._sites.machine(site).machine
+        node = f"iscsiadm -m node -T {_IQN}:{site}"
+        lines = ["set -e", "systemctl start iscsid multipathd"]
+        for network in (Network.FRONT, Network.SAN):
+            portal = f"-p {address.address(network)}:3260"
+            # A session that is lost this long gives its commands to the other path.
+            seconds = "-n node.session.timeo.replacement_timeout -v 5"
+            lines += [f"{node} {portal} -o new >/dev/null", f"{node} {portal} -o update {seconds}"]
+            lines.append(f"{node} {portal} --login >/dev/null")
+        self.run("\n".join([*lines, "udevadm settle"]))
+
+        def complete() -> bool:
+            return all(self.paths(site, volume) == 2 for volume in VOLUMES)
+
+        self._sites.wait_for(f"every volume of {site} has two paths", complete)
+
+    def log_out(self, site: str) -> None:
+        """Also from a site that does not answer."""
+        node = f"iscsiadm -m node -T {_IQN}:{site}"
+        self.run(
+            "for map in $(multipath -l -v1); do multipathd disablequeueing map $map; done; multipath -F\n"
+            f"{node} --logout; {node} -o delete; multipath -F; true"
+        )
+
+    def device(self, site: str, volume: Volume) -> str:
+        """The multipath device with this site's identity of the volume."""
+        path = f"/dev/disk/by-path/ip-*-iscsi-{_IQN}:{site}-lun-{volume.lun}"
+        script = (
+            f"for path in {path}; do lsblk -n -r -o NAME,TYPE $path; done | awk '$2 == \"mpath\"' | head -n 1"
+        )
+        words = self.run(script).split()
+        return f"/dev/mapper/{words[0]}" if words else ""
+
+    def paths(self, site: str, volume: Volume) -> int:
+        """How many paths to the volume work now."""
+        device = self.device(site, volume)
+        if not device:
+            return 0
+        return self.run(f"multipath -ll {device}").count(" active ready running")
+
+    def mount(self, site: str, volume: Volume) -> None:
+        # XFS refuses a second file system with the same identity; a copy has the same.
+        options = "-o nouuid" if volume is LOG else ""
+        self.run(
+            f"mkdir -p {volume.mount_point}; mount {options} {self.device(site, volume)} {volume.mount_point}"
+        )
+
+    def unmount(self, volume: Volume) -> None:
+        self.run(f"umount {volume.mount_point}")
