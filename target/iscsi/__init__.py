@@ -3,13 +3,14 @@
 The codec: `pdu` (framing, digests), `requests` and `responses` (every PDU, byte by byte), `text` (key=value),
 `negotiation` (the table of keys), `chap`.
 
-The target: `portal` (sockets) reads into `connection`, which leads through `login` to a `session`; that
-makes a `task` of each SCSI command and hands it to the device of its `node`. Beside the session:
-`write_collection` (data in further PDUs), `answers` (those that need more than one plain PDU),
-`task_management`, `housekeeping`, and the `registry` of all sessions.
+The target: `listener` accepts for `portal` (sockets), which reads into `connection`, which leads through
+`login` to a `session`; that makes a `task` of each SCSI command and hands it to the device of its `node`.
+Beside the session: `write_collection` (data in further PDUs), `held_commands` (those ahead of their turn),
+`answers` (those that need more than one plain PDU), `task_management`, `housekeeping`, and what all sessions
+share: the `registry` and the memory `budget`. `peer_log` is what the log is told about them.
 
 The initiator: `initiator_login`, `initiator`, and two drivers, `client` (blocking) and `async_client` (on
 the loop). `address` and `url` read what people write.
 
-Only `portal`, `client` and `async_client` do I/O.
+Only `listener`, `portal`, `client` and `async_client` do I/O.
 """

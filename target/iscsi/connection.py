@@ -50,6 +50,11 @@ class TargetConnection:
         self.session: TargetSession | None = None
 
     @property
+    def identified(self) -> bool:
+        """Whether somebody began to log in."""
+        return bool(self._login.initiator_name)
+
+    @property
     def initiator_name(self) -> str:
         return self._login.initiator_name or "unknown initiator"
 

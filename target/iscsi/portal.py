@@ -401,7 +401,7 @@ class _Connection:
         if self._closed:
             return
         self._closed = True
-        failed = self._protocol.session is None and reason != _HUNG_UP
+        failed = self._protocol.session is None and (self._protocol.identified or reason != _HUNG_UP)
         report = self._portal.log.warning if failed else self._portal.log.info
         report(self._peer, f"{self._protocol.initiator_name}: {reason}")
         self._portal.unsent(-self.unsent_bytes)

@@ -1,8 +1,8 @@
 """The writes of a session whose data arrive in further PDUs: asking for it, and putting it together. No I/O.
 
-Invariant: what the writes under way hold, or were asked to send, is taken from the memory budget, and is at
-most COLLECTED_BYTES_MAX for the whole session; further ones wait, in order. So a client that announces much
-cannot make us hold much.
+Invariant: what the writes under way hold, or were asked to send, is taken from the memory budget. Nothing
+is asked for that would bring a session above COLLECTED_BYTES_MAX: such writes wait, in order. (What comes
+unasked is bounded by FirstBurstLength and the window.) So who announces much cannot make us hold much.
 """
 
 from __future__ import annotations

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from target.iscsi.negotiation import KEYS, Parameters, Rule, accept, answer
+from target.iscsi.negotiation import (
+    KEYS,
+    MAX_RECV_DATA_SEGMENT_LENGTH,
+    Parameters,
+    Rule,
+    accept,
+    answer,
+)
 from target.iscsi.pdu import ProtocolError
 
 
@@ -209,3 +217,27 @@ def test_both_sides_arrive_at_the_same_number(offer: int, name: str) -> None:
 def test_an_initiator_refuses_answers_that_make_no_sense(name: str, value: str) -> None:
     with pytest.raises(ProtocolError, match=name):
         accept(Parameters(), name, value)
+
+
+def documented_row(name: str) -> str:
+    """As docs/iscsi-support.md tells a key; notes may follow."""
+    key = KEYS[name]
+    rule = {Rule.AND: "AND", Rule.OR: "OR"}.get(key.rule, key.rule.name.lower())
+    default = answer(Parameters(), name, "?", discovery=False)[1]
+    if isinstance(key.ours, tuple):
+        return f"| {name} | {rule} | {', '.join(key.ours)} | {default} | the initiator's first choice |"
+    if isinstance(key.ours, bool):
+        return f"| {name} | {rule} | Yes, No | {default} | {'Yes' if key.ours else 'No'} |"
+    ours = key.ours
+    if key.rule is Rule.DECLARED:
+        default, ours = str(getattr(Parameters(), key.field)), MAX_RECV_DATA_SEGMENT_LENGTH
+    return f"| {name} | {rule} | {key.low} to {key.high} | {default} | {ours}"
+
+
+def test_the_documented_keys_are_those_of_the_table() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "iscsi-support.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    negotiated_keys = [name for name, key in KEYS.items() if key.field]
+    assert len([row for row in rows if row.split(" | ")[0][2:] in KEYS]) == len(negotiated_keys)
+    for name in negotiated_keys:
+        assert any(row.startswith(documented_row(name)) for row in rows), documented_row(name)
