@@ -33,6 +33,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scripts.benchmark.journal import journal_data, make_journal_plan, run_journal, tables
 from scripts.benchmark.load import (
     SECTOR_BYTES,
     Kind,
@@ -146,7 +147,9 @@ class OtherWork:
         self.share = max(0.0, self._seconds() - self._before) / elapsed
 
     def _seconds(self) -> float:
-        ours = time.process_time() + sum(target.cpu_seconds() for target in self._targets)
+        ended = os.times()
+        ours = time.process_time() + ended.children_user + ended.children_system
+        ours += sum(target.cpu_seconds() for target in self._targets)
         return busy_seconds(self._processors) - ours
 
 
@@ -160,12 +163,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     names = [row.name for row in (*MAIN_ROWS, *FURTHER_ROWS)]
     parser = argparse.ArgumentParser(prog="scripts/bench", description="The embedded target against tgt.")
     parser.add_argument("--quick", action="store_true", help="the main rows only, three short rounds")
+    parser.add_argument("--journal", action="store_true", help="the journal engine's own figures instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE as JSON")
     parser.add_argument("--rounds", type=int, metavar="N", help="measurements of each row and target")
     parser.add_argument("--row", action="append", choices=names, help="this row only; may be given again")
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds starts at 1")
+    if options.journal and (options.rounds or options.row):
+        parser.error("--rounds and --row are for the comparison with tgt")
     return options
 
 
@@ -178,10 +184,32 @@ def make_plan(options: argparse.Namespace) -> Plan:
     return Plan(rows, options.rounds or 5, 0.3, 1.0)
 
 
+def warn(other_work: OtherWork, console: Console) -> None:
+    """Say it when the figures were disturbed."""
+    if other_work.share > _OTHER_WORK_SHARE_MAX:
+        console.print(
+            f"Other processes took {other_work.share:.0%} of the processors: do not trust these figures."
+        )
+
+
+def journal_figures(options: argparse.Namespace, console: Console) -> int:
+    """`--journal`: measure, print, and write the JSON file."""
+    with OtherWork(sorted(os.sched_getaffinity(0)), ()) as other_work:
+        figures = run_journal(make_journal_plan(options.quick), console)
+    for table in tables(figures):
+        console.print(table)
+    warn(other_work, console)
+    if options.json:
+        options.json.write_text(json.dumps(journal_data(figures, other_work.share), indent=2) + "\n")
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     console = Console()
-    console.width = max(console.width, 100)  # the table's own width, also in a log
+    console.width = max(console.width, 110)  # the tables' own width, also in a log
+    if options.journal:
+        return journal_figures(options, console)
     version = Tgt.version()
     if version is None:
         console.print("tgt is not installed, and it is what to compare with: apt-get install tgt")
@@ -206,10 +234,7 @@ def main(arguments: Sequence[str]) -> int:
         "Resident memory at the end: "
         + ", ".join(f"{name} {count >> 20} MiB" for name, count in resident_bytes.items())
     )
-    if other_work.share > _OTHER_WORK_SHARE_MAX:
-        console.print(
-            f"Other processes took {other_work.share:.0%} of the processors: do not trust these figures."
-        )
+    warn(other_work, console)
     if options.json:
         options.json.write_text(
             json.dumps(as_data(results, version, resident_bytes, other_work.share), indent=2) + "\n"

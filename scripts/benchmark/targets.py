@@ -178,6 +178,7 @@ class Embedded(TargetProcess):
     def __init__(self, directory: Path, volume_bytes: int, processor: int, journal_bytes: int) -> None:
         super().__init__(directory, volume_bytes, processor)
         self._journal_bytes = journal_bytes
+        self.san_portal = f"{self.portal[0]}:{free_port()}"
 
     def _start(self) -> None:
         address, port = self.portal
@@ -198,7 +199,7 @@ portals = ["{address}:{port}"]
 
 [target.san]
 name = "{self.target_name}.san"
-portal = "{address}:{free_port()}"
+portal = "{self.san_portal}"
 initiator_name = "{self.target_name}"
 initiators = ["{self.target_name}.peer"]
 

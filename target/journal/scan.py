@@ -28,6 +28,8 @@ UNDURABLE_BYTES_MAX = 64 << 20
 """A writer appends no more than this beyond its durable mark; a proof of durability is within twice that."""
 
 _WINDOW_BYTES = 1 << 20
+_AHEAD_BYTES = 8 << 20
+_AHEAD_STEP_BYTES = 4 << 20
 _NOTHING = memoryview(b"")
 
 
@@ -53,7 +55,9 @@ class RingReader:
 
     A view stays good as long as it is held: every window is a buffer of its own, or a part of `arena`, which
     its owner uses again for the next reader. In the arena a window grows where it ends, so that a pack that
-    reaches beyond it is not read twice. Nothing is read behind `end_lsn`, if it is given.
+    reaches beyond it is not read twice. Nothing is read behind `end_lsn`, if it is given. With `read_ahead`
+    the device is told what will be read next: a start after a power failure finds nothing in memory, and would
+    wait for the disk and the disk for it, by turns.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class RingReader:
         ring_bytes: int,
         arena: bytearray | None = None,
         end_lsn: int | None = None,
+        *,
+        read_ahead: bool = False,
     ) -> None:
         self._device = device
         self._ring_offset = ring_offset
@@ -73,6 +79,8 @@ class RingReader:
         self._window = memoryview(b"")
         self._window_lsn = 0
         self._window_start: int | None = None  # in the arena; None: the window is a buffer of its own
+        self._read_ahead = read_ahead
+        self._told_lsn = 0  # up to where the device was told
 
     def room(self, lsn: int) -> int:
         """Bytes from `lsn` to the ring's end."""
@@ -121,7 +129,17 @@ class RingReader:
         self._window, self._window_lsn = window, lsn
 
     def _read(self, lsn: int, into: memoryview) -> None:
+        if self._read_ahead:
+            self._tell(lsn, lsn + len(into))
         self._device.pread_into(into, self._ring_offset + lsn % self._ring_bytes)
+
+    def _tell(self, lsn: int, end_lsn: int) -> None:
+        told = max(self._told_lsn, lsn)
+        while told < end_lsn + _AHEAD_BYTES:
+            length = min(_AHEAD_STEP_BYTES, self.room(told))
+            self._device.will_need(self._ring_offset + told % self._ring_bytes, length)
+            told += length
+        self._told_lsn = told
 
 
 def walk(reader: RingReader, start: Position, end_lsn: int, group_id: bytes) -> Iterator[Pack]:
@@ -175,7 +193,7 @@ class Recovery:
     """
 
     def __init__(self, device: BlockDevice, superblock: Superblock, check_from_lsn: int) -> None:
-        self._reader = RingReader(device, superblock.ring_offset, superblock.ring_bytes)
+        self._reader = RingReader(device, superblock.ring_offset, superblock.ring_bytes, read_ahead=True)
         self._superblock = superblock
         self._check_from_lsn = check_from_lsn
         self.result = Recovered(superblock.tail, superblock.durable_lsn)

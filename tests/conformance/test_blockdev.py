@@ -184,6 +184,13 @@ def test_a_file_keeps_its_content_and_its_size(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_a_hint_changes_nothing(device: BlockDevice) -> None:
+    device.pwritev([b"a" * 4096], 4096)
+    for offset, length in ((0, 8192), (SIZE - 512, 4096), (SIZE, 1)):
+        device.will_need(offset, length)
+    assert device.pread(12288, 0) == bytes(4096) + b"a" * 4096 + bytes(4096)
+
+
 def test_a_file_opened_for_reading_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "volume"
     path.write_bytes(bytes(SIZE))

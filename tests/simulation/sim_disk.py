@@ -78,6 +78,9 @@ class SimDisk:
             return None
         return self.pread(length, offset)
 
+    def will_need(self, offset: int, length: int) -> None:
+        pass
+
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         if self.on_operation is not None:
             self.on_operation()
