@@ -9,9 +9,11 @@ been executed or not. Why doing them again is right: none of them was answered, 
 at any moment (SAM-5), and no write that depends on one of them can have been sent; a write that was sent
 while another one to the same blocks was unanswered has no order to it. So in the journal the repetition
 stands for the command, and the record before it for nothing: it holds the same content at the same place.
-Every command that is executed here writes content and none a difference (COMPARE AND WRITE and XDWRITE are
-not supported), and a repetition never comes behind an answered write that could have been sent after it.
-Secondaries see both, in order, and every prefix is a state in which what was answered is there.
+Commands write content and no differences, and no repetition comes behind a write that was sent after its
+answer. Secondaries see both, in order, and every prefix is a state in which what was answered is there.
+
+One command is not the same when done twice: COMPARE AND WRITE then compares with what it wrote itself. A
+repeated one that does not compare, and finds just what it was to write, was done: `RepeatedCompareAndWrite`.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from target.lio.ring import Entry, Response, Ring, busy
+from target.scsi import cdb as cdbs
 from target.scsi.cdb import Opcode
-from target.scsi.command import Nexus, ScsiCommand, ScsiResult
+from target.scsi.command import GOOD, Nexus, ScsiCommand, ScsiResult
 from target.scsi.logical_unit import LogicalUnit
+from target.scsi.sense import SenseKey
 from target.volume import Buffer
 
 _READS = frozenset((Opcode.READ_6, Opcode.READ_10, Opcode.READ_12, Opcode.READ_16))
@@ -66,6 +70,38 @@ class RingCommand(ScsiCommand):
         self.handler.respond(Response(self.entry, result.status, sense, read_len))
 
 
+class RepeatedCompareAndWrite(RingCommand):
+    """COMPARE AND WRITE of a former life, which may have been executed there."""
+
+    __slots__ = ()
+
+    def complete(self, result: ScsiResult) -> None:
+        if result.sense is None or result.sense.key != SenseKey.MISCOMPARE:
+            super().complete(result)
+            return
+        read = cdbs.block_command(Opcode.READ_16, int.from_bytes(self.cdb[2:10], "big"), self.cdb[13])
+        self.handler.execute(_ReadBack(self, read, result))
+
+    def read_back(self, content: bytes, before: ScsiResult) -> None:
+        """`content`: what is there now; `before`: what the repetition came to."""
+        written = bytes(self.data_out[len(self.data_out) // 2 :])
+        super().complete(GOOD if content == written else before)
+
+
+class _ReadBack(ScsiCommand):
+    """A READ of our own; where it fails, the answer stays what it was."""
+
+    __slots__ = ("_command", "_result")
+
+    def __init__(self, command: RepeatedCompareAndWrite, cdb: bytes, result: ScsiResult) -> None:
+        super().__init__(cdb, b"", NEXUS)
+        self._command = command
+        self._result = result
+
+    def complete(self, result: ScsiResult) -> None:
+        self._command.read_back(b"".join(map(bytes, result.data_in)), self._result)
+
+
 class RingHandler:
     """`doorbell` tells the kernel to look at the tail."""
 
@@ -86,7 +122,7 @@ class RingHandler:
 
     def start(self) -> None:
         """Execute what a former life left, before anything new."""
-        self._execute(self._ring.recover())
+        self._execute(self._ring.recover(), repeated=True)
 
     def drain(self) -> None:
         """Something may have come."""
@@ -100,7 +136,11 @@ class RingHandler:
         """The ring is gone: what is under way is not answered any more, and its memory not touched."""
         self._closed = True
 
-    def _execute(self, entries: list[Entry]) -> None:
+    def execute(self, command: ScsiCommand) -> None:
+        """A command of our own."""
+        self._unit.execute(command)
+
+    def _execute(self, entries: list[Entry], *, repeated: bool = False) -> None:
         if not entries:
             return
         self.batches += 1
@@ -119,7 +159,10 @@ class RingHandler:
                 data_out = view[extents[0].start : extents[0].end]
             else:
                 data_out = b"".join([view[start:end] for start, end in extents])
-            execute(RingCommand(self, entry, data_out))
+            if repeated and entry.cdb[0] == Opcode.COMPARE_AND_WRITE:
+                execute(RepeatedCompareAndWrite(self, entry, bytes(data_out)))
+            else:
+                execute(RingCommand(self, entry, data_out))
 
     def respond(self, response: Response) -> None:
         if not self._responses:

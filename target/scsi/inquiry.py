@@ -117,13 +117,17 @@ def unit_serial_number(serial: str) -> bytes:
 
 
 def device_identification(serial: str, target_port: str, relative_target_port: int) -> bytes:
-    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then the port, if it is known."""
+    """Page 83h: the logical unit by T10 vendor id, by NAA and by SCSI name, then port group and port.
+
+    A front end that does not know through which port a command came has "" for it.
+    """
     naa = naa_identifier(serial)
     t10 = _text(VENDOR, 8) + _text(PRODUCT, 16) + serial.encode("ascii", "replace")
     body = (
         _designator(code_set=1, association=0, kind=3, value=naa)
         + _designator(code_set=2, association=0, kind=1, value=t10[:252])
         + _designator(code_set=3, association=0, kind=8, value=_scsi_name(f"naa.{naa.hex().upper()}"))
+        + _designator(code_set=1, association=1, kind=5, value=struct.pack(">xxH", TARGET_PORT_GROUP))
     )
     if target_port:
         body += _designator(

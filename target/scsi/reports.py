@@ -107,19 +107,15 @@ def report_supported_task_management_functions(unit: UnitState, command: ScsiCom
 
 
 def report_target_port_groups(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
-    """One group with the one target port, behind whatever portal: active/optimized, always.
+    """One group, active/optimized, always, with the port that the command came through, if that is known.
 
     A write-protected secondary is so too: it is read through any path, which no other state allows, and no
     other path of it would take writes, since the primary is another logical unit.
     """
+    ports = [command.nexus.relative_target_port] if command.nexus.target_port else []
     body = struct.pack(
-        ">BBHxxxBxxH",
-        _ACTIVE_OPTIMIZED,
-        _ONLY_ACTIVE_OPTIMIZED,
-        TARGET_PORT_GROUP,
-        1,
-        command.nexus.relative_target_port,
-    )
+        ">BBHxxxB", _ACTIVE_OPTIMIZED, _ONLY_ACTIVE_OPTIMIZED, TARGET_PORT_GROUP, len(ports)
+    ) + b"".join(struct.pack(">xxH", port) for port in ports)
     if cdb[1] >> 5 == _EXTENDED_HEADER:
         body = struct.pack(">Bxxx", _EXTENDED_HEADER << 4) + body
     return data_in(len(body).to_bytes(4, "big") + body, int.from_bytes(cdb[6:10], "big"))

@@ -11,42 +11,30 @@ from target.scsi.cdb import Opcode
 from target.scsi.inquiry import VpdPage, naa_identifier
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import CAPACITY_DATA_HAS_CHANGED
-from target.volume import Buffer, Request, VolumeError
+from target.volume import Buffer, Request
 from tests.unit.lio.kernel_ring import KernelRing
+from tests.unit.scsi.memory_volume import MemoryVolume
 
-SIZE = 1 << 20
 
-
-class MemoryVolume:
-    """Writes are answered at the end of the turn, flushes when told to; `log` keeps the order."""
-
-    name, serial = "v", "0123456789abcdef"
-    size_bytes, block_size_bytes = SIZE, 512
-    read_only_now = False
+class TurnVolume(MemoryVolume):
+    """Writes are answered at the end of the turn, flushes when told to."""
 
     def __init__(self, turn: Turn) -> None:
-        self.content = bytearray(SIZE)
+        super().__init__(serial="0123456789abcdef")
         self.turn = turn
         self.flushes: list[Request] = []
-        self.log: list[tuple[str, int]] = []
-
-    def read(self, offset: int, length: int, request: Request) -> None:
-        self.log.append(("read", offset))
-        request.done(bytes(self.content[offset : offset + length]))
 
     def write(self, offset: int, data: Buffer, fua: bool, request: Request) -> None:
-        self.log.append(("write", offset))
+        self.calls.append(("write", offset, len(data), fua))
         self.content[offset : offset + len(data)] = data
         self.turn.append.append(request.done)
-
-    def zero(self, offset: int, length: int, fua: bool, request: Request) -> None:
-        request.failed(VolumeError.WRITE_FAILED)
 
     def flush(self, request: Request) -> None:
         self.flushes.append(request)
 
-    def barrier(self, request: Request) -> None:
-        request.done()
+    @property
+    def log(self) -> list[tuple[str, int]]:
+        return [(name, offset) for name, offset, _, _ in self.calls]
 
 
 class Turn:
@@ -72,7 +60,7 @@ class Bench:
     def __init__(self) -> None:
         self.kernel = KernelRing(cmdr_size=(64 << 10) - 128, pages=128)
         self.turn = Turn()
-        self.volume = MemoryVolume(self.turn)
+        self.volume = TurnVolume(self.turn)
         self.unit = LogicalUnit(self.volume)
         self.handler = self.start()
 
@@ -142,7 +130,7 @@ def test_what_a_former_life_left_is_executed_before_what_came_later() -> None:
     bench.handler.drain()
     bench.turn = bench.volume.turn = Turn()  # killed: executed, not answered
     bench.kernel.queue(read_10(0, 1), data_in_length=512)
-    bench.volume.log.clear()
+    bench.volume.calls.clear()
     bench.handler = bench.start()
     bench.turn.end()
     assert bench.volume.log == [("write", 0), ("write", 0), ("read", 0)]
@@ -165,7 +153,7 @@ def test_the_identity_is_the_one_of_the_embedded_target() -> None:
     command = bench.kernel.queue(page, data_in_length=255)
     bench.run()
     assert command is not None
-    assert naa_identifier(MemoryVolume.serial) in command.data
+    assert naa_identifier(bench.volume.serial) in command.data
 
 
 def test_an_error_carries_its_sense_data() -> None:
@@ -174,6 +162,41 @@ def test_an_error_carries_its_sense_data() -> None:
     bench.run()
     assert unknown is not None
     assert (unknown.status, unknown.sense[2], unknown.sense[12]) == (2, 5, 0x20)
+
+
+def test_all_paths_are_one_group_and_alike() -> None:
+    bench = Bench()
+    command = bench.kernel.queue(bytes((Opcode.MAINTENANCE_IN, 0x0A, *bytes(7), 64, 0, 0)), data_in_length=64)
+    page = bytes((Opcode.INQUIRY, 1, VpdPage.DEVICE_IDENTIFICATION, 0, 255, 0))
+    identification = bench.kernel.queue(page, data_in_length=255)
+    bench.run()
+    assert command is not None
+    assert identification is not None
+    assert command.data[:4] == bytes((0, 0, 0, 8))
+    assert command.data[4] & 0x0F == 0  # active/optimized
+    assert command.data[11] == 0  # the kernel knows its ports, we do not
+    assert b"\x01\x15\x00\x04\x00\x00" + command.data[6:8] in identification.data
+
+
+def compare_and_write(old: bytes, new: bytes) -> tuple[bytes, bytes]:
+    return bytes((Opcode.COMPARE_AND_WRITE, *bytes(12), 1, 0, 0)), old.ljust(512, b".") + new.ljust(512, b".")
+
+
+def test_a_compare_and_write_that_was_done_before_the_kill_is_not_refused_after_it() -> None:
+    bench = Bench()
+    bench.volume.content[:512] = b"old".ljust(512, b".")
+    done = bench.kernel.queue(*compare_and_write(b"old", b"new"))
+    bench.handler.drain()
+    assert bench.volume.content[:3] == b"new"
+    bench.turn = bench.volume.turn = Turn()  # killed: executed, not answered
+    refused = bench.kernel.queue(*compare_and_write(b"other", b"wrong"))
+    bench.unit = LogicalUnit(bench.volume)
+    bench.handler = bench.start()
+    bench.turn.end()
+    assert done is not None
+    assert refused is not None
+    assert bench.volume.content[:3] == b"new"
+    assert (done.status, refused.status, refused.sense[2]) == (0, 2, 0x0E)
 
 
 def test_supported_operation_codes_are_told() -> None:
