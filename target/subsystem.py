@@ -106,10 +106,11 @@ class Subsystem:
         units: list[LogicalUnit] = []
         for volume in table.volumes:
             served = GroupVolume(group, entries[str(volume.name)], serial_of(site, name, str(volume.name)))
+            lio = self.config.target.front_end == "lio"  # which keeps reservations itself
             unit = LogicalUnit(
                 served,
-                LIMITS if self.config.target.front_end == "lio" else None,
-                self._reservations(name, str(volume.name)),
+                LIMITS if lio else None,
+                None if lio else self._reservations(name, str(volume.name)),
                 removable=volume.removable,
             )
             front[volume.lun] = unit

@@ -24,10 +24,21 @@ from typing import Protocol
 from target.lio.ring import Entry, Response, Ring, busy
 from target.scsi import cdb as cdbs
 from target.scsi.cdb import Opcode
-from target.scsi.command import GOOD, Nexus, ScsiCommand, ScsiResult
+from target.scsi.command import GOOD, Nexus, ScsiCommand, ScsiResult, Status
 from target.scsi.logical_unit import LogicalUnit
+from target.scsi.sense import INVALID_COMMAND_OPERATION_CODE as _UNKNOWN
 from target.scsi.sense import SenseKey
 from target.volume import Buffer
+
+_KERNELS = frozenset(
+    (
+        Opcode.RESERVE_6,
+        Opcode.RELEASE_6,
+        Opcode.PERSISTENT_RESERVE_IN,
+        Opcode.PERSISTENT_RESERVE_OUT,
+    )
+)
+"""Reservations are kept by nexus, which only the kernel knows: it answers them, and if told not to, nobody does."""
 
 _READS = frozenset((Opcode.READ_6, Opcode.READ_10, Opcode.READ_12, Opcode.READ_16))
 
@@ -159,7 +170,9 @@ class RingHandler:
                 data_out = view[extents[0].start : extents[0].end]
             else:
                 data_out = b"".join([view[start:end] for start, end in extents])
-            if repeated and entry.cdb[0] == Opcode.COMPARE_AND_WRITE:
+            if entry.cdb[0] in _KERNELS:
+                self.respond(Response(entry, Status.CHECK_CONDITION, _UNKNOWN.encode_fixed()))
+            elif repeated and entry.cdb[0] == Opcode.COMPARE_AND_WRITE:
                 execute(RepeatedCompareAndWrite(self, entry, bytes(data_out)))
             else:
                 execute(RingCommand(self, entry, data_out))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from target.lio.handler import NEXUS, RingHandler
 from target.lio.ring import Ring
 from target.scsi import cdb as cdbs
@@ -162,6 +164,23 @@ def test_an_error_carries_its_sense_data() -> None:
     bench.run()
     assert unknown is not None
     assert (unknown.status, unknown.sense[2], unknown.sense[12]) == (2, 5, 0x20)
+
+
+@pytest.mark.parametrize(
+    "cdb",
+    [
+        bytes((Opcode.PERSISTENT_RESERVE_OUT, 0, 1, *bytes(5), 24, 0)),
+        bytes((Opcode.PERSISTENT_RESERVE_IN, *bytes(6), 0, 8, 0)),
+        bytes((Opcode.RESERVE_6, *bytes(5))),
+        bytes((Opcode.RELEASE_6, *bytes(5))),
+    ],
+)
+def test_reservations_are_the_kernels(cdb: bytes) -> None:
+    bench = Bench()
+    command = bench.kernel.queue(cdb, data_out=bytes(24))
+    bench.run()
+    assert command is not None
+    assert (command.status, command.sense[2], command.sense[12]) == (2, 5, 0x20)
 
 
 def test_all_paths_are_one_group_and_alike() -> None:
