@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from target.iscsi.address import parse_address
 from target.iscsi.chap import ChapCredentials
 from target.iscsi.node import TargetNode
 from tests.unit.iscsi.server import CHAP, TARGET, Server, node, serving
@@ -91,6 +93,22 @@ def test_libiscsi_authenticates_by_mutual_chap(volume: MemoryVolume) -> None:
 
 def test_libiscsi_uses_header_digests(server: Server) -> None:
     assert "REPLCTL" in run("iscsi-inq", f"{server.url()}?header_digest=crc32c")
+
+
+@pytest.mark.parametrize("listens", ["[::1]:0", "[::]:0", "0.0.0.0:0"])
+def test_tools_come_in_by_any_address(volume: MemoryVolume, listens: str) -> None:
+    """Discovery tells an address that leads back in, whatever the portal listens on."""
+    server = Server([], listens)
+    port = server.address.rpartition(":")[2]
+    host = "127.0.0.1" if "0.0.0.0" in listens else "[::1]"
+    try:
+        server.call(lambda: server.portal.nodes.append(node(volume, portals=(f"{listens[:-2]}:{port}",))))
+        assert f"Portal:{host}:{port},1" in run("iscsi-ls", "-s", f"iscsi://{host}:{port}")
+        assert f"Total size:{VOLUME_BYTES}" in run(
+            "iscsi-readcapacity16", f"iscsi://{host}:{port}/{TARGET}/0"
+        )
+    finally:
+        server.stop()
 
 
 # libiscsi's own tests of iSCSI. Each runs in a process of its own: what a failed one leaves in libiscsi's
@@ -175,3 +193,53 @@ def test_qemu_io_writes_what_it_verifies(server: Server, volume: MemoryVolume) -
         (1 << 20) - (64 << 10)
     )
     assert "flush" in volume.names()
+
+
+def test_qemu_logs_in_with_chap_and_digests_over_ipv6(volume: MemoryVolume) -> None:
+    with serving(serve_with_chap(volume, ONE_WAY), address="[::1]:0") as server:
+        host, port = parse_address(server.address)
+        options = (
+            f"driver=iscsi,transport=tcp,portal=[{host}]:{port},target={TARGET},lun=0,"
+            f"user={CHAP.user},password-secret=secret,header-digest=crc32c"
+        )
+        output = qemu(
+            "qemu-io", "--object", f"secret,id=secret,data={CHAP.secret}", "--image-opts", options,
+            "-c", "write -P 0xa5 4k 1M", "-c", "read -P 0xa5 4k 1M", "-c", "flush",
+        )  # fmt: skip
+        assert "verification failed" not in output
+        assert volume.content[4 << 10 : (4 << 10) + (1 << 20)] == b"\xa5" * (1 << 20)
+
+
+def wait_for_calls(server: Server, volume: MemoryVolume, count: int) -> None:
+    server.wait_for(lambda: len(volume.calls) > count)
+
+
+def is_drained(server: Server) -> bool:
+    stopped = threading.Event()
+    server.call(lambda: server.portal.drain(20, stopped.set))
+    return stopped.wait(15)
+
+
+def test_qemu_goes_on_when_the_target_comes_back(volume: MemoryVolume) -> None:
+    """Asked to log out amid its writes it does so, comes back, and sends again what was not answered."""
+    qemu("qemu-img", "--version")
+    server = Server([node(volume)])
+    address = server.address
+    bench = subprocess.Popen(
+        ["qemu-img", "bench", "-f", "raw", "-w", "-t", "none", "-c", "20000", "-d", "16", "-s", "4096",
+         "--pattern=165", server.url()],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        for written in (500, 4000, 8000):
+            wait_for_calls(server, volume, written)
+            assert is_drained(server), "the initiator logs out when it is asked to"
+            server.stop()
+            server = Server([node(volume)], address)
+        output, _ = bench.communicate(timeout=100)
+    finally:
+        bench.kill()
+        bench.wait()
+        server.stop()
+    assert bench.returncode == 0, output
+    assert volume.content == b"\xa5" * VOLUME_BYTES

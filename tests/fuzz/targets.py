@@ -136,9 +136,9 @@ def text(data: bytes) -> None:
         assert reply is None or len(reply) < 100
         number = parse_number(value)
         assert number is None or 0 <= number < 1 << 67
-        for read in (decode_binary, lambda value: negotiation.accept(Parameters(), name, value)):  # noqa: B023
+        for read, arguments in ((decode_binary, (value,)), (negotiation.accept, (Parameters(), name, value))):
             try:
-                read(value)
+                read(*arguments)
             except ProtocolError:
                 pass
     assert 512 <= parameters.peer_max_recv_data_segment_length <= 0xFFFFFF

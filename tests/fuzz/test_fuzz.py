@@ -1,4 +1,4 @@
-"""Whatever reads foreign bytes, against bytes that chance and coverage choose. What that finds becomes a seed."""
+"""Whatever reads foreign bytes, against bytes of chance and coverage; what they find becomes a seed."""
 
 from __future__ import annotations
 
