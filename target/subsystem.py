@@ -19,9 +19,10 @@ from target.control.operations import Operations
 from target.control.server import ControlServer
 from target.control.site_file import KERNEL
 from target.control.state import group_state
+from target.device_files import check_volume, journal_is_new
 from target.device_volume import ReadOnlyVolume
 from target.engine import Engine
-from target.errors import OperatorError, ReplctlError
+from target.errors import IntegrityError, OperatorError, ReplctlError
 from target.group import Access, ConsistencyGroup, GroupSettings
 from target.group_volume import GroupVolume
 from target.iscsi.chap import ChapCredentials
@@ -82,6 +83,7 @@ class Subsystem:
     ) -> None:
         name = str(table.name)
         site = str(self.config.site.name)
+        self._refuse_cut_files(table)
         journal = self._device(table, "journal", table.journal, int(table.journal_size))
         devices = {}
         shapes = []
@@ -122,6 +124,16 @@ class Subsystem:
     def _reservations(self, group: str, volume: str) -> ReservationFile:
         directory = self.config.site.state_dir / "reservations"
         return ReservationFile(directory / f"{group}.{volume}.json", self.loop)
+
+    def _refuse_cut_files(self, table: GroupTable) -> None:
+        try:
+            if not journal_is_new(table.journal):
+                for volume in table.volumes:
+                    check_volume(volume.path, None if volume.size is None else int(volume.size))
+        except IntegrityError as error:
+            raise IntegrityError(f"group {table.name!s}: {error}") from None
+        except OSError:
+            return  # opening them will say why
 
     def _device(self, table: GroupTable, what: str, path: Path, size: int | None) -> FileDevice:
         try:
