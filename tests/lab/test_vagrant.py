@@ -1,0 +1,168 @@
+"""Vagrant's way to the same two sites: the Vagrantfile is valid, and with a packed box it ends in a takeover.
+
+libvirtd runs in a network namespace of its own, so that its bridges, dnsmasq and firewall rules are nobody's
+but the test's; the machines are emulated in software.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts.vmlab.box import pack_box
+from scripts.vmlab.lab import KERNEL, MIRROR, images
+from tests.lab.conftest import unavailable
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+VAGRANT = Path(__file__).resolve().parents[2] / "vagrant"
+_BOX = "replctl-lab"
+_POOL = "replctl-test"
+_NAMESPACE = f"replctl-vagrant-{os.getpid()}"
+_UP_SECONDS_MAX = 1200.0
+_REPLCTL = "replctl --config /etc/replctl/site.toml"
+_IQN = "iqn.2026-01.org.replctl"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Vagrant with a home of its own, which QEMU's user can read too."""
+    if shutil.which("vagrant") is None:
+        unavailable("vagrant is not installed: apt-get install vagrant vagrant-libvirt")
+    home = tmp_path_factory.mktemp("vagrant")
+    for directory in (home, *home.parents[:2]):
+        directory.chmod(0o755)
+    return {
+        **os.environ,
+        "VAGRANT_HOME": str(home / "home"),
+        "VAGRANT_DOTFILE_PATH": str(home / "state"),
+        "VAGRANT_CHECKPOINT_DISABLE": "1",
+        "VAGRANT_DEFAULT_PROVIDER": "libvirt",
+        "VAGRANT_NO_COLOR": "1",
+        "REPLCTL_BOX": _BOX,
+    }
+
+
+def test_the_vagrantfile_is_valid(environment: dict[str, str]) -> None:
+    subprocess.run(["vagrant", "validate"], cwd=VAGRANT, env=environment, check=True, timeout=120)
+
+
+class Machines:
+    """The machines of a Vagrantfile, in the namespace."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+
+    def vagrant(self, *words: str, timeout_seconds: float = 300) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", _NAMESPACE, "vagrant", *words],
+            cwd=VAGRANT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+        assert done.returncode == 0, f"vagrant {' '.join(words)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def run(self, machine: str, script: str) -> str:
+        return self.vagrant("ssh", machine, "-c", script)
+
+
+@contextmanager
+def daemon(*command: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", _NAMESPACE, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def machines(
+    environment: dict[str, str], lab_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machines]:
+    """Both machines, up and provisioned by `vagrant up`."""
+    missing = [name for name in ("libvirtd", "virtlogd", "virsh", "dnsmasq") if shutil.which(name) is None]
+    if missing:
+        unavailable(f"not installed: {', '.join(missing)}")
+    if os.geteuid() != 0:
+        unavailable("libvirtd and a network namespace want root")
+    if Path("/run/libvirt/libvirt-sock").is_socket() and _answers():
+        unavailable("a libvirtd runs here already, and the test would change its networks")
+    pool = tmp_path_factory.mktemp("pool")
+    pool.chmod(0o755)
+    with ExitStack() as stack:
+        run("ip", "netns", "add", _NAMESPACE)
+        stack.callback(run, "ip", "netns", "delete", _NAMESPACE)
+        run("ip", "-n", _NAMESPACE, "link", "set", "lo", "up")
+        stack.enter_context(daemon("virtlogd"))
+        stack.enter_context(daemon("libvirtd"))
+        wait_for_libvirtd()
+        run("virsh", "pool-define-as", _POOL, "dir", "--target", str(pool))
+        stack.callback(run, "virsh", "pool-undefine", _POOL)
+        run("virsh", "pool-start", _POOL)
+        stack.callback(run, "virsh", "pool-destroy", _POOL)
+        environment["REPLCTL_POOL"] = _POOL
+        machines = Machines(environment)
+        box = pool / "lab.box"
+        pack_box(*images(lab_images, KERNEL, MIRROR), box)
+        machines.vagrant("box", "add", "--name", _BOX, "--provider", "libvirt", str(box))
+        box.unlink()
+        stack.callback(machines.vagrant, "destroy", "-f")
+        machines.vagrant("up", timeout_seconds=_UP_SECONDS_MAX)
+        yield machines
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def _answers() -> bool:
+    return subprocess.run(["virsh", "list"], capture_output=True, check=False, timeout=60).returncode == 0
+
+
+def wait_for_libvirtd() -> None:
+    deadline = time.monotonic() + 60
+    while not _answers():
+        assert time.monotonic() < deadline, "libvirtd does not answer"
+        time.sleep(0.2)
+
+
+def test_vagrant_up_ends_in_a_mounted_replica_and_a_takeover(machines: Machines) -> None:
+    """vagrant/README.md, step by step."""
+    machines.run("a", f"{_REPLCTL} pair create group1 --secondary b --wait")
+    disk = f"/dev/disk/by-path/ip-198.51.100.11:3260-iscsi-{_IQN}:a-lun-0"
+    machines.run(
+        "b",
+        f"set -e; iscsiadm -m discovery -t sendtargets -p 198.51.100.11; "
+        f"iscsiadm -m node -T {_IQN}:a -p 198.51.100.11 --login; udevadm settle; "
+        f"mkfs.ext4 -q -F {disk}; mount {disk} /mnt; echo here >/mnt/proof; sync",
+    )
+    machines.run("a", f"{_REPLCTL} marker create group1 proof-is-in --wait")
+    machines.vagrant("halt", "--force", "a")
+    machines.run("b", f"umount -l /mnt; {_REPLCTL} takeover group1 --force")
+    disk = f"/dev/disk/by-path/ip-198.51.100.12:3260-iscsi-{_IQN}:b-lun-0"
+    found = machines.run(
+        "b",
+        f"set -e; iscsiadm -m discovery -t sendtargets -p 198.51.100.12 >/dev/null; "
+        f"iscsiadm -m node -T {_IQN}:b -p 198.51.100.12 --login >/dev/null; udevadm settle; "
+        f"mount {disk} /mnt; cat /mnt/proof",
+    )
+    assert found.split() == ["here"]
