@@ -38,7 +38,7 @@ _KERNELS = frozenset(
         Opcode.PERSISTENT_RESERVE_OUT,
     )
 )
-"""Reservations are kept by nexus, which only the kernel knows: it answers them, and if told not to, nobody does."""
+"""Reservations are kept by nexus, which only the kernel knows: it answers them, or nobody."""
 
 _READS = frozenset((Opcode.READ_6, Opcode.READ_10, Opcode.READ_12, Opcode.READ_16))
 
