@@ -13,12 +13,13 @@ from target.errors import IntegrityError
 from target.journal.format import read_superblock
 from target.journal.superblock import COPIES, SUPERBLOCK_BYTES
 
-
 _NO_JOURNAL = (
     "Take over at a peer, or restore it; when the file is removed, this site begins anew with a journal that "
     "knows nothing of what was written"
 )
-_NO_VOLUME = "Restore it; or take over at a peer, remove the journal volume of this site too, and create the pair again"
+_NO_VOLUME = (
+    "Restore it; or take over at a peer, remove the journal volume of this site, and create the pair again"
+)
 
 
 def journal_is_new(path: Path) -> bool:
@@ -34,7 +35,7 @@ def journal_is_new(path: Path) -> bool:
         size = device.size_bytes
         if size < COPIES * SUPERBLOCK_BYTES:
             raise IntegrityError(
-                f"the journal volume {path} has {size} bytes, too few for any journal: it was cut. {_NO_JOURNAL}"
+                f"the journal volume {path} has {size} bytes, fewer than any: it was cut. {_NO_JOURNAL}"
             )
         superblock = read_superblock(device)
         if superblock is None:
