@@ -23,7 +23,11 @@ IMPURE = {
 PURE_MODULES = {
     *(
         f"target.iscsi.{name}"
-        for name in ("pdu", "text", "negotiation", "chap", "login", "session", "initiator")
+        for name in (
+            *("pdu", "text", "negotiation", "chap", "login", "connection", "session", "registry", "budget"),
+            *("task", "task_management", "write_collection", "held_commands", "housekeeping", "peer_log"),
+            *("initiator", "initiator_login"),
+        )
     ),
     *("target.scsi.cdb", "target.scsi.sense"),
     *("target.journal.record", "target.journal.superblock", "target.journal.recovery"),

@@ -6,7 +6,7 @@ The owner (`target.iscsi.portal`) reads into a buffer, calls `receive`, and send
 and the end of the connection are its business; it is told through `SessionOwner`.
 
 Invariants: every PDU in `output` was numbered when it was appended, so StatSN follows the order on the
-wire; MaxCmdSN moves on only as commands retire, so that a session never has more than COMMAND_WINDOW tasks;
+wire; MaxCmdSN moves on only as commands retire, so that a session never has more than TASKS_MAX tasks;
 ErrorRecoveryLevel is 0, so an error that cannot be confined to one PDU ends the connection (ProtocolError).
 
 `receive` and `finish_done` are the hot path. They handle, in line, what nearly all traffic consists of:
@@ -49,6 +49,9 @@ from target.scsi.sense import invalid_field_in_cdb
 from target.volume import Buffer
 
 COMMAND_WINDOW = 128
+TASKS_MAX = COMMAND_WINDOW + 32
+"""With the immediate commands, which take no place in the window."""
+
 OUTPUT_BYTES_HIGH = 8 << 20
 """With this much unsent, no further command is taken: who does not read must not fill our memory."""
 
@@ -252,6 +255,10 @@ class TargetSession:
         tag = request.initiator_task_tag
         if tag in self.tasks or tag == RESERVED_TAG:
             raise ProtocolError(f"initiator task tag {tag:#x} is in use already")
+        # The window does not bound immediate commands, so this does.
+        if immediate and len(self.tasks) + len(self.task_management.aborted) >= TASKS_MAX:
+            self.housekeeping.reject(header, RejectReason.TOO_MANY_IMMEDIATE_COMMANDS)
+            return
         ahs = pdu.decode_ahs(header[BHS_BYTES:])
         cdb = request.cdb + ahs[1][1:] if 1 in ahs else request.cdb
         writes = bool(request.flags & request.WRITE)

@@ -22,7 +22,7 @@ from target.iscsi import negotiation
 from target.iscsi.chap import ChapCredentials
 from target.iscsi.negotiation import Parameters
 from target.iscsi.pdu import BHS_BYTES, Opcode, ProtocolError, decode_ahs
-from target.iscsi.session import COMMAND_WINDOW
+from target.iscsi.session import COMMAND_WINDOW, TASKS_MAX
 from target.iscsi.text import decode_binary, decode_text, encode_text, parse_number
 from target.iscsi.url import parse_url
 from target.iscsi.write_collection import COLLECTED_BYTES_MAX
@@ -84,6 +84,7 @@ def _check_session(wire: Wire) -> None:
     assert session is not None
     assert session.max_cmd_sn - session.exp_cmd_sn + 1 & 0xFFFFFFFF <= COMMAND_WINDOW
     assert len(session.held_commands.by_cmd_sn) <= COMMAND_WINDOW
+    assert len(session.tasks) + len(session.task_management.aborted) <= TASKS_MAX
     first_bursts = COMMAND_WINDOW * session.admission.parameters.first_burst_length
     assert wire.registry.budget.taken_bytes <= COLLECTED_BYTES_MAX + first_bursts
     for received in wire.take():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from target.iscsi.held_commands import HELD_BYTES_MAX
-from target.iscsi.pdu import ProtocolError
+from target.iscsi.pdu import FINAL, ProtocolError
+from target.iscsi.requests import TaskManagementRequest
 from target.iscsi.responses import (
     DataIn,
+    Reject,
     ScsiResponse,
 )
-from target.iscsi.session import COMMAND_WINDOW, OUTPUT_BYTES_HIGH
+from target.iscsi.session import COMMAND_WINDOW, OUTPUT_BYTES_HIGH, TASKS_MAX
 from target.scsi import cdb as cdbs
 from tests.unit.iscsi.wire import BLOCK, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume
@@ -109,6 +111,29 @@ def test_an_immediate_command_takes_no_place_in_the_window() -> None:
     assert isinstance(pdu, DataIn)
     assert pdu.exp_cmd_sn == before
     assert pdu.max_cmd_sn == before + COMMAND_WINDOW - 1
+
+
+def test_immediate_commands_have_a_bound_too() -> None:
+    """RFC 7143 11.17.1: reason 6. Aborting them does not help while the device has them."""
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login()
+    volume.hold = True
+    for number in range(TASKS_MAX):
+        wire.command(cdbs.read(0, 1), read=BLOCK, immediate=True)
+        if number % 2:
+            request = TaskManagementRequest(FINAL | 1, 0, 900, wire.tag, wire.cmd_sn, 0, 0, 0)
+            wire.send_pdu(request, immediate=True)
+    assert wire.take() == []
+    wire.command(cdbs.read(0, 1), read=BLOCK, immediate=True)
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, Reject)
+    assert pdu.reason == 0x06
+    assert len(volume.calls) == TASKS_MAX
+    volume.release()
+    wire.take()
+    wire.command(cdbs.read(0, 1), read=BLOCK, immediate=True)
+    assert len(volume.calls) == TASKS_MAX + 1
 
 
 def test_a_tag_in_use_ends_the_connection() -> None:
