@@ -1,6 +1,6 @@
 # Sets up what a script of this directory needs: Python's virtual environment and Debian's packages.
 #
-# Sourced by demo, test, check and bench. It sets ROOT and PYTHON and defines
+# Sourced by demo, test, check, bench and lab. It sets ROOT, PYTHON and lists of packages, and defines
 #
 #     need_packages PURPOSE PACKAGE...   root installs what is missing; a plain user is told, and the script goes on
 #     need_python EXTRA                  .venv in the checkout holds the package with that extra of pyproject.toml
@@ -14,6 +14,12 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 VENV=$ROOT/.venv
 PYTHON=$VENV/bin/python
 PATH=$PATH:/usr/sbin:/sbin # tgtd, mke2fs and sshd live there, where a plain user's PATH does not look
+
+# What scripts/lab needs; and what a real `vagrant up` does, which only the tests run.
+LAB_PACKAGES=(qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs kmod zstd openssh-client)
+[[ $EUID == 0 ]] || LAB_PACKAGES+=(fakeroot uidmap)
+VAGRANT_PACKAGES=(vagrant vagrant-libvirt libvirt-daemon libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+    dnsmasq-base iptables iproute2)
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -42,6 +48,7 @@ install_packages() { # PACKAGE...
         for package; do
             case $package in
                 tgt) systemctl --quiet disable tgt.service || true ;;
+                libvirt-daemon-system) systemctl --quiet disable libvirtd.service libvirtd.socket || true ;;
                 openssh-server) systemctl --quiet disable ssh.service ssh.socket || true ;;
             esac
         done

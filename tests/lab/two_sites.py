@@ -7,6 +7,7 @@ test waits for states, with limits that fit a machine without hardware accelerat
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -178,7 +179,7 @@ class Host:
         device = self.device(site, volume)
         if not device:
             return 0
-        return self.run(f"multipath -ll {device}").count(" active ready running")
+        return len(re.findall(r"active +ready +running", self.run(f"multipath -ll {device}")))
 
     def mount(self, site: str, volume: Volume) -> None:
         # XFS refuses a second file system with the same identity; a copy has the same.
