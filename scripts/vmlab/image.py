@@ -136,7 +136,7 @@ def _make(repository: Repository, wheels: Path, work: Path, image: Path) -> None
             f"--keyring={KEYRING}",
             f"--customize-hook=tar-in {additions} /",
             '--customize-hook=env --ignore-environment PATH="$PATH" chroot "$1" /lab/install',
-            '--customize-hook=rm -rf "$1/lab" "$1/var/cache/apt" "$1/root/.cache"',
+            '--customize-hook=rm -rf "$1/lab" "$1/var/cache/apt" "$1"/*/.cache',
             SUITE,
             str(tree),
             *repository.sources,

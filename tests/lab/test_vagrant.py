@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,13 +34,19 @@ _IQN = "iqn.2026-01.org.replctl"
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Vagrant with a home of its own, which QEMU's user can read too."""
+def directory() -> Iterator[Path]:
+    """One that QEMU's user can reach; pytest's own are private."""
+    with tempfile.TemporaryDirectory(prefix="replctl-vagrant-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def environment(directory: Path) -> dict[str, str]:
+    """Vagrant with a home of its own."""
     if shutil.which("vagrant") is None:
         unavailable("vagrant is not installed: apt-get install vagrant vagrant-libvirt")
-    home = tmp_path_factory.mktemp("vagrant")
-    for directory in (home, *home.parents[:2]):
-        directory.chmod(0o755)
+    home = directory
     return {
         **os.environ,
         "VAGRANT_HOME": str(home / "home"),
@@ -95,9 +102,7 @@ def daemon(*command: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def machines(
-    environment: dict[str, str], lab_images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machines]:
+def machines(environment: dict[str, str], lab_images: Path, directory: Path) -> Iterator[Machines]:
     """Both machines, up and provisioned by `vagrant up`."""
     missing = [name for name in ("libvirtd", "virtlogd", "virsh", "dnsmasq") if shutil.which(name) is None]
     if missing:
@@ -106,8 +111,8 @@ def machines(
         unavailable("libvirtd and a network namespace want root")
     if Path("/run/libvirt/libvirt-sock").is_socket() and _answers():
         unavailable("a libvirtd runs here already, and the test would change its networks")
-    pool = tmp_path_factory.mktemp("pool")
-    pool.chmod(0o755)
+    pool = directory / "pool"
+    pool.mkdir(mode=0o755)
     with ExitStack() as stack:
         run("ip", "netns", "add", _NAMESPACE)
         stack.callback(run, "ip", "netns", "delete", _NAMESPACE)
