@@ -113,7 +113,7 @@ def test_text_without_an_end_is_refused(stranger: Stranger) -> None:
 
 def test_who_sends_slowly_is_shown_out() -> None:
     """A byte now and then does not prolong the time that a login may take."""
-    with serving(node(), login_timeout_seconds=0.5) as server, beside(server), Stranger(server) as stranger:
+    with serving(node(), login_timeout_seconds=3.0) as server, beside(server), Stranger(server) as stranger:
         raw = stranger.login_bytes({"X-padding": "y" * 8000})
         stranger.socket.settimeout(0.01)
         sent = 0
@@ -131,7 +131,7 @@ def test_who_sends_slowly_is_shown_out() -> None:
 
 
 def test_connections_that_say_nothing_keep_nobody_out() -> None:
-    with serving(node(), login_timeout_seconds=1.0) as server, beside(server) as bystander:
+    with serving(node(), login_timeout_seconds=5.0) as server, beside(server) as bystander:
         silent = [Stranger(server) for _ in range(300)]
         server.wait_for(lambda: server.portal.connection_count > 200)
         with Stranger(server) as another:

@@ -167,7 +167,7 @@ def until_closed(stranger: Stranger) -> Iterator[Pdu]:
 def test_who_announces_writes_and_sends_no_data_is_shown_out() -> None:
     """It answers pings, so it lives; but what was set aside for its writes is wanted elsewhere."""
     with (
-        serving(node(MemoryVolume(128 * MIB)), ping_seconds=0.05) as server,
+        serving(node(MemoryVolume(128 * MIB)), ping_seconds=0.5) as server,
         beside(server) as bystander,
         Stranger(server) as stranger,
     ):
