@@ -92,7 +92,8 @@ class FcTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.ports:
             raise ValueError("ports is empty: name the WWPNs of this machine")
         _unique(self.ports, "port", str)
-        _unique([*self.initiators, *self.peers], "initiator or peer", str)
+        _unique(self.initiators, "initiator", str)
+        _unique(self.peers, "peer", str)
 
 
 class TargetTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

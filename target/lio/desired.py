@@ -31,7 +31,6 @@ from target.lio.objects import (
     Lun,
     MappedLun,
     Object,
-    Path,
     Portal,
     Secret,
     Service,
@@ -157,7 +156,9 @@ def _iscsi_target(
     for portal in portals:
         yield Portal(target.path, _numeric(portal), portal.port)
     for initiator in initiators:
-        yield from _acl(target.path, initiator.lower(), chap, [(n, n) for n, _ in luns], write_protected)
+        acl = Acl(target.path, initiator.lower(), chap)
+        yield acl
+        yield from _mapped(acl, [number for number, _ in luns], write_protected=write_protected)
     yield Service(target.path)
 
 
@@ -171,20 +172,20 @@ def _fc_target(
         yield Lun(target.path, number, storage_object)
     for number, storage_object in journals:
         yield Lun(target.path, _JOURNAL_LUN_BASE + number, storage_object)
-    for initiator in table.initiators:
-        yield from _acl(target.path, str(initiator), NO_CHAP, [(n, n) for n, _ in volumes], False)
-    for peer in table.peers:
-        mapped = [(number, _JOURNAL_LUN_BASE + number) for number, _ in journals]
-        yield from _acl(target.path, str(peer), NO_CHAP, mapped, True)
+    for initiator in dict.fromkeys([*table.initiators, *table.peers]):  # one machine may be both
+        acl = Acl(target.path, str(initiator))
+        yield acl
+        if initiator in table.initiators:
+            yield from _mapped(acl, [number for number, _ in volumes], write_protected=False)
+        if initiator in table.peers:
+            numbers = [_JOURNAL_LUN_BASE + number for number, _ in journals]
+            yield from _mapped(acl, numbers, write_protected=True)
 
 
-def _acl(
-    target: Path, initiator: str, chap: Chap, luns: Sequence[tuple[int, int]], write_protected: bool
-) -> Iterator[Object]:
-    acl = Acl(target, initiator, chap)
-    yield acl
-    for number, lun in luns:
-        yield MappedLun(acl.path, number, lun, write_protected)
+def _mapped(acl: Acl, numbers: Sequence[int], *, write_protected: bool) -> Iterator[Object]:
+    """The portal group's LUNs under their own numbers."""
+    for number in numbers:
+        yield MappedLun(acl.path, number, number, write_protected)
 
 
 def _chap(table: ChapTable | None) -> Chap:

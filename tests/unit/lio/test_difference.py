@@ -253,9 +253,17 @@ def test_journals_are_the_peers_alone_and_write_protected() -> None:
     assert sorted((each.acl[-1], each.number, each.lun, each.write_protected) for each in on_fc) == [
         (HOST_PORT, 0, 0, False),
         (HOST_PORT, 1, 1, False),
-        (PEER_PORT, 0, 256, True),
+        (PEER_PORT, 256, 256, True),
     ]
     assert not [each for each in desired if isinstance(each, Service) and each.target[0] == Fabric.FC.value]
+
+
+def test_a_machine_may_be_host_and_peer() -> None:
+    both = FcTable([Wwpn(PORT)], [Wwpn(HOST_PORT)], [Wwpn(HOST_PORT)])
+    desired = wanted(fc=both)
+    on_fc = [each for each in desired if isinstance(each, MappedLun) and PORT in each.acl]
+    assert [(each.number, each.write_protected) for each in on_fc] == [(0, False), (1, False), (256, True)]
+    assert len({each.path for each in desired}) == len(desired)
 
 
 def test_a_portal_with_a_name_is_refused() -> None:
