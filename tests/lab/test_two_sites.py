@@ -171,10 +171,12 @@ def test_a_killed_daemon_is_back_and_no_transaction_fails(
 
 
 def test_fio_reads_what_it_wrote_while_the_subsystem_is_killed(sites: TwoSites, host: Host) -> None:
-    host.run(f"systemd-run --quiet --unit fio --property StandardOutput=file:/run/fio.out {_FIO}")
+    host.run(f"systemd-run --quiet --unit verified --property StandardOutput=file:/run/fio.out {_FIO}")
     sites.kill("a", "target")
-    sites.wait_for("fio ends", lambda: host.run("systemctl is-active fio || true").strip() != "active")
-    assert host.run("systemctl is-failed fio || true").strip() == "inactive", host.run("cat /run/fio.out")
+    sites.wait_for("fio ends", lambda: host.run("systemctl is-active verified || true").strip() != "active")
+    assert host.run("systemctl is-failed verified || true").strip() == "inactive", host.run(
+        "cat /run/fio.out"
+    )
 
 
 def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoSites, host: Host) -> None:
