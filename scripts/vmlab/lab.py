@@ -205,7 +205,9 @@ class Lab:
             settings[f"wwpn_{machine.name}"] = machine.wwpn
             for network in Network:
                 settings[f"{network.word}_{machine.name}"] = machine.address(network)
-        settings["wwpn_hosts"] = " ".join(host.wwpn for host in machines(choices.machines)[len(SITES) :])
+        # The other site's machine is a host too, by the same port.
+        others = (other for other in machines(choices.machines) if other.name != virtual.name)
+        settings["wwpn_hosts"] = " ".join(other.wwpn for other in others)
         text = "".join(f'{name}="{value}"\n' for name, value in settings.items())
         (virtual.seed / "settings").write_text(text)
 

@@ -68,7 +68,7 @@ write_keys() { # KEYS
 }
 
 write_site_toml() {
-    local peer volume lun=0
+    local peer volume portal lun=0
     {
         printf '[site]\nname = "%s"\nstate_dir = "%s"\n\n' "$site" "$STATE"
         printf '[target]\nfront_end = "%s"\ncontrol_socket = "/run/replctl-target/control.sock"\n\n' "$front_end"
@@ -95,7 +95,9 @@ write_site_toml() {
             [[ $peer == "$site" ]] && continue
             printf '\n[[peer]]\nname = "%s"\nssh = "%s:2022"\nhost_key = "%s"\n' \
                 "$peer" "$(address management "$peer")" "$(<"$CONFIG/$peer.host.pub")"
-            printf 'san_portal = "%s:3261"\nsan_target = "%s:%s.san"\n' "$(address san "$peer")" "$IQN" "$peer"
+            # By Fibre Channel the kernel finds the peer's journal itself.
+            [[ $fabric == fc ]] && portal=kernel || portal=$(address san "$peer"):3261
+            printf 'san_portal = "%s"\nsan_target = "%s:%s.san"\n' "$portal" "$IQN" "$peer"
         done
     } >"$CONFIG/site.toml.new"
     mv "$CONFIG/site.toml.new" "$CONFIG/site.toml"
