@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from target.iscsi.chap import ChapCredentials
 from target.scsi.command import Nexus, ScsiCommand
+from target.volume import Request
 
 TARGET_PORTAL_GROUP_TAG = 1
 
@@ -22,6 +23,9 @@ class Device(Protocol):
 
     def execute(self, lun: int, command: ScsiCommand) -> None:
         """Execute; the command's `complete` is called exactly once, now or later, on the loop thread."""
+
+    def on_abort(self, abort: Callable[[int, Nexus, Request], None]) -> None:
+        """`abort(lun, nexus, request)` aborts the commands of a nexus for a unit, then answers `request`."""
 
     def nexus_lost(self, nexus: Nexus) -> None:
         """A session has ended."""

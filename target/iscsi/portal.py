@@ -81,6 +81,8 @@ class Portal:
         """
         self.nodes = list(nodes)
         self.registry = SessionRegistry()
+        for node in nodes:
+            node.device.on_abort(self.registry.abort_tasks)
         self.random_bytes = random_bytes
         self.login_timeout_seconds = login_timeout_seconds
         self._loop = loop

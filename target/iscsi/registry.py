@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from target.iscsi.budget import MemoryBudget
 from target.iscsi.login import Admission
+from target.iscsi.task_management import abort_for_another
+from target.scsi.command import Nexus
+from target.volume import Request
 
 if TYPE_CHECKING:
     from target.iscsi.session import TargetSession
@@ -65,6 +68,14 @@ class SessionRegistry:
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call()
+
+    def abort_tasks(self, lun: int, nexus: Nexus, request: Request) -> None:
+        """PREEMPT AND ABORT: answer `request` when nothing of that nexus can change the unit any more."""
+        if any(one.nexus == nexus for one in self._draining):
+            self.when_drained(lambda: self.abort_tasks(lun, nexus, request))
+            return
+        theirs = [one for one in self._sessions.values() if one.nexus == nexus]
+        abort_for_another(theirs, lun, request.done)
 
     def add(self, session: TargetSession) -> None:
         self._sessions[session.admission.tsih] = session

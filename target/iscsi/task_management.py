@@ -7,7 +7,7 @@ Invariant: when the initiator sees "function complete", no aborted command can c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -45,27 +45,13 @@ class Response(IntEnum):
 
 
 class _Pending:
-    """A function that waits for tasks to end."""
+    """What is to be done when tasks have ended."""
 
-    __slots__ = ("count", "resets", "session", "tag", "then_end")
+    __slots__ = ("count", "finish")
 
-    def __init__(
-        self, session: TargetSession, tag: int, resets: Iterable[int] = (), then_end: bool = False
-    ) -> None:
-        self.session = session
-        self.tag = tag
-        self.resets = resets
-        self.then_end = then_end
+    def __init__(self, finish: Callable[[], None]) -> None:
+        self.finish = finish
         self.count = 0
-
-    def finish(self) -> None:
-        node = self.session.node
-        if node is not None:
-            for lun in self.resets:
-                node.device.reset(lun)
-        self.session.send_task_management_response(self.tag, Response.COMPLETE)
-        if self.then_end:
-            self.session.end("target cold reset")
 
 
 class TaskManagement:
@@ -99,7 +85,7 @@ class TaskManagement:
             skipped = session.held_commands.skip(request.ref_cmd_sn, request.cmd_sn)
             self._respond(request, Response.COMPLETE if skipped else Response.TASK_DOES_NOT_EXIST)
             return
-        pending = _Pending(session, request.initiator_task_tag)
+        pending = _Pending(lambda: self._respond(request, Response.COMPLETE))
         self.abort([task], pending, tell=False)
         if not pending.count:
             pending.finish()
@@ -120,15 +106,23 @@ class TaskManagement:
         elif function is Function.LOGICAL_UNIT_RESET:
             resets = (lun,)
         cold = function is Function.TARGET_COLD_RESET
-        pending = _Pending(session, request.initiator_task_tag, resets, then_end=cold)
+        pending = _Pending(lambda: self._finish_sets(request, resets, cold))
         others = function is not Function.ABORT_TASK_SET
         for one in self._registry.sessions_of(session.node.name) if others else [session]:
-            tasks = [task for task in one.tasks.values() if lun is None or decode_lun(task.lun_field) == lun]
-            one.task_management.abort(tasks, pending, tell=one is not session)
+            one.task_management.abort(_tasks_of(one, lun), pending, tell=one is not session)
             if cold and one is not session:
                 one.end("target cold reset by another initiator")
         if not pending.count:
             pending.finish()
+
+    def _finish_sets(self, request: TaskManagementRequest, resets: Iterable[int], cold: bool) -> None:
+        session = self._session
+        if session.node is not None:
+            for lun in resets:
+                session.node.device.reset(lun)
+        self._respond(request, Response.COMPLETE)
+        if cold:
+            session.end("target cold reset")
 
     def abort(self, tasks: Iterable[ScsiTask], pending: _Pending, tell: bool) -> None:
         """Abort tasks of this session; with `tell` their initiator gets TASK ABORTED (SAM-5 5.3.1), since
@@ -160,6 +154,22 @@ class TaskManagement:
         pending.count -= 1
         if not pending.count:
             pending.finish()
+
+
+def abort_for_another(sessions: Iterable[TargetSession], lun: int, then: Callable[[], None]) -> None:
+    """Abort what these sessions have for a unit because somebody preempted them, and tell their initiators;
+    call `then` when none of it can change the medium any more (SPC-4 5.13.11.2.6).
+    """
+    pending = _Pending(then)
+    for session in sessions:
+        session.task_management.abort(_tasks_of(session, lun), pending, tell=True)
+    if not pending.count:
+        pending.finish()
+
+
+def _tasks_of(session: TargetSession, lun: int | None) -> list[ScsiTask]:
+    """Those for one unit, or (None) for all."""
+    return [task for task in session.tasks.values() if lun is None or decode_lun(task.lun_field) == lun]
 
 
 _WHOLE_TARGET = frozenset({Function.TARGET_WARM_RESET, Function.TARGET_COLD_RESET})

@@ -6,6 +6,7 @@ import os
 import resource
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -230,6 +231,43 @@ def test_who_sends_without_end_gets_one_turn_after_another_like_everybody() -> N
 
 def _fail(why: PeerError) -> None:
     raise AssertionError(why)
+
+
+# Preempting another
+
+
+def status(stranger: Stranger) -> tuple[int, int]:
+    """(tag, status) of the next answer, which must be a SCSI Response."""
+    pdu, _ = stranger.receive()
+    assert isinstance(pdu, ScsiResponse)
+    return pdu.initiator_task_tag, pdu.status
+
+
+def reserve_out(stranger: Stranger, action: int, key: int, other: int = 0, kind: int = 0) -> None:
+    data = struct.pack(">QQ8x", key, other)
+    stranger.command(cdbs.persistent_reserve_out(action, kind=kind), tag=9, write=len(data), data=data)
+
+
+def test_preempt_and_abort_waits_for_what_the_other_one_has_under_way() -> None:
+    """From the CDB to the sessions and back (SPC-4, PREEMPT AND ABORT)."""
+    volume = MemoryVolume(8 * MIB)
+    with serving(node(volume)) as server, Stranger(server) as holder, Stranger(server) as other:
+        for key, one in enumerate((holder, other), start=1):
+            one.login()
+            reserve_out(one, 0, 0, key)
+            assert status(one) == (9, 0)
+        reserve_out(holder, 1, 1, kind=1)
+        assert status(holder) == (9, 0)
+        server.call(lambda: setattr(volume, "hold", True))
+        holder.command(cdbs.write(0, 1), tag=5, write=BLOCK, data=bytes(BLOCK))
+        server.wait_for(lambda: "write" in volume.names())
+        reserve_out(other, 5, 2, 1, kind=1)
+        other.send(other.nop(b"after it"))
+        assert isinstance(other.receive()[0], NopIn), "it is not answered yet"
+        server.call(lambda: setattr(volume, "hold", False))
+        server.call(volume.release)
+        assert status(holder) == (5, 0x40)
+        assert status(other) == (9, 0)
 
 
 # The end of a target

@@ -10,7 +10,9 @@ from target.iscsi.requests import DataOut, TaskManagementRequest
 from target.iscsi.responses import R2T, DataIn, ScsiResponse, TaskManagementResponse
 from target.iscsi.task_management import Function, Response
 from target.scsi import cdb as cdbs
+from target.scsi.command import Nexus
 from target.scsi.sense import decode_sense
+from target.volume import Buffer, VolumeError
 from tests.unit.iscsi.wire import BLOCK, NORMAL, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume
 
@@ -225,3 +227,56 @@ def test_a_cold_reset_ends_all_sessions() -> None:
     assert response_of(first) == Response.COMPLETE
     assert first.ended == "target cold reset"
     assert second.ended == "target cold reset by another initiator"
+
+
+class Answered:
+    """A request that counts its answers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def done(self, data: Buffer | None = None) -> None:
+        self.count += 1
+
+    def failed(self, error: VolumeError) -> None:
+        raise AssertionError(error)
+
+
+def nexus_of(wire: Wire) -> Nexus:
+    session = wire.connection.session
+    assert session is not None
+    return session.nexus
+
+
+def test_the_commands_of_who_was_preempted_end_before_the_answer() -> None:
+    """PREEMPT AND ABORT: its own are not touched, others of that nexus and unit are aborted and told so."""
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    first.command(cdbs.read(0, 1), read=BLOCK)
+    tag = second.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    request_ = Answered()
+    first.registry.abort_tasks(1, nexus_of(second), request_)
+    assert request_.count == 1, "another unit has nothing to wait for"
+    first.registry.abort_tasks(0, nexus_of(second), request_)
+    assert request_.count == 1
+    volume.release()
+    assert isinstance(first.take_one().pdu, DataIn)
+    assert request_.count == 1, "the write may still change the medium"
+    volume.release()
+    assert request_.count == 2
+    pdu = second.take_one().pdu
+    assert isinstance(pdu, ScsiResponse)
+    assert (pdu.initiator_task_tag, pdu.status) == (tag, 0x40)
+
+
+def test_who_was_preempted_may_have_gone_already() -> None:
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    second.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    nexus = nexus_of(second)
+    second.connection.close()
+    request_ = Answered()
+    first.registry.abort_tasks(0, nexus, request_)
+    assert request_.count == 0
+    volume.release()
+    assert request_.count == 1
