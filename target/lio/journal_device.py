@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _LANES = 4
 _ANSWER_SECONDS_MAX = 5.0
+_LOOK_SECONDS = 0.02
 _BLOCK = Path("/sys/class/block")
 _SERIAL_PAGE = 0x80
 
@@ -142,18 +143,26 @@ class DeviceSource:
         self._asked: dict[int, float] = {}
         self._count = 0
         self._timer: LoopTimer | None = None
+        self._give_up_at = 0.0
         self._on_down: Callable[[str], None] | None = None
 
     def open(self, on_up: Callable[[], None], on_down: Callable[[str], None]) -> None:
         self._on_down = on_down
         self._journals.opened(self)
+        self._give_up_at = self._loop.monotonic() + _ANSWER_SECONDS_MAX
         self._loop.call_soon(partial(self._look, on_up))
 
     def _look(self, on_up: Callable[[], None]) -> None:
+        self._timer = None
         if self._on_down is None:
             return  # closed meanwhile
+        now = self._loop.monotonic()
         if self._journals.held.get(self._serial):
-            self._down(f"reads of the journal with serial number {self._serial} are not answered")
+            # Of a source before this one: an answer is on its way, or the path hangs.
+            if now >= self._give_up_at:
+                self._down(f"reads of the journal with serial number {self._serial} are not answered")
+            else:
+                self._timer = self._loop.call_later(_LOOK_SECONDS, partial(self._look, on_up))
             return
         node = self._journals.devices.find(self._serial)
         if node is None:

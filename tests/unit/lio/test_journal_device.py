@@ -152,6 +152,29 @@ def test_a_path_that_hangs_is_given_up_and_not_asked_again_before_it_answers(
     assert reads == [0]
 
 
+def test_a_read_of_the_source_before_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    read = journal_device._File.read
+
+    def late(self: journal_device._File, offset: int, length: int) -> memoryview:
+        let_go.wait()
+        return read(self, offset, length)
+
+    monkeypatch.setattr(journal_device._File, "read", late)
+    bench.plug_in()
+    first = bench.source()
+    first.read(0, 4096, lambda data, error: bench.said.append("answered to one who is gone"))
+    first.close()
+    bench.said.clear()
+    second = bench.journals.source(SERIAL)
+    second.open(lambda: bench.said.append("up"), bench.said.append)
+    bench.loop.turn(0)
+    assert bench.said == []
+    let_go.set()
+    bench.until(lambda: bool(bench.said))
+    assert bench.said == ["up"]
+
+
 @pytest.mark.parametrize(
     ("page", "serial"),
     [
