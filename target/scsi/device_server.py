@@ -56,6 +56,8 @@ class Device:
     def _assign(self, logical_units: Mapping[int, LogicalUnit]) -> None:
         assert all(0 <= lun <= LUN_MAX for lun in logical_units), sorted(logical_units)
         self._logical_units = dict(logical_units)
+        for logical_unit in self._logical_units.values():
+            logical_unit.device_units = self._logical_units.values
         if self._abort is not None:
             self.on_abort(self._abort)
 

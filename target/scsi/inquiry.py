@@ -27,6 +27,7 @@ _SPC_4 = 0x06
 _HISUP_FORMAT_2 = 0x12
 _CMDQUE = 0x02
 _TPGS_IMPLICIT = 0x10
+_3PC = 0x08
 TARGET_PORT_GROUP = 1
 """All portals lead to one target port, in one group."""
 _VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0)  # SAM-5, SPC-4, SBC-3, no version claimed
@@ -36,6 +37,7 @@ class VpdPage(IntEnum):
     SUPPORTED_PAGES = 0x00
     UNIT_SERIAL_NUMBER = 0x80
     DEVICE_IDENTIFICATION = 0x83
+    THIRD_PARTY_COPY = 0x8F
     BLOCK_LIMITS = 0xB0
     BLOCK_DEVICE_CHARACTERISTICS = 0xB1
     LOGICAL_BLOCK_PROVISIONING = 0xB2
@@ -74,7 +76,7 @@ def encode_standard(*, supported: bool = True, removable: bool = False) -> bytes
         _SPC_4,
         _HISUP_FORMAT_2,
         _STANDARD.size - 5,
-        _TPGS_IMPLICIT if supported else 0,
+        _TPGS_IMPLICIT | _3PC if supported else 0,
         0,
         _CMDQUE,
         _text(VENDOR, 8),

@@ -93,6 +93,7 @@ class LogicalUnit(UnitState):
         """The session is gone: nothing is kept for it but its registration."""
         self.attentions.forget(nexus)
         self.removal_prevented_by.discard(nexus)
+        self.copy_results.pop(nexus, None)
         if self.reserved_by == nexus:
             self.set_reserved_by(None)
 

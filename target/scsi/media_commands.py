@@ -147,7 +147,7 @@ def verify(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 def _verify_steps(unit: UnitState, offset: int, length: int, expected: bytes | None) -> Steps:
     """Read the range and compare it with `expected`, as long as the range, or one block for all of it."""
-    for position, count in _chunks(length):
+    for position, count in chunks(length):
         data = yield partial(unit.volume.read, offset + position, count)
         assert data is not None
         if expected is None:
@@ -224,7 +224,7 @@ def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 def _write_same_steps(unit: UnitState, offset: int, length: int, block: bytes) -> Steps:
     pattern = memoryview(block * (min(length, CHUNK_BYTES) // len(block)))
-    for position, count in _chunks(length):
+    for position, count in chunks(length):
         write = partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
         yield partial(unit.gate.through, write)
     return GOOD
@@ -275,6 +275,6 @@ def _zero_steps(unit: UnitState, extents: list[tuple[int, int]]) -> Steps:
     return GOOD
 
 
-def _chunks(length: int) -> Iterator[tuple[int, int]]:
+def chunks(length: int) -> Iterator[tuple[int, int]]:
     for position in range(0, length, CHUNK_BYTES):
         yield position, min(CHUNK_BYTES, length - position)

@@ -8,6 +8,7 @@ INVALID FIELD IN CDB, with a pointer to that bit.
 from __future__ import annotations
 
 from target.scsi import atomic_commands as atomic
+from target.scsi import extended_copy as copies
 from target.scsi import media_commands as media
 from target.scsi import medium_removal as medium
 from target.scsi import reports, reservation_data
@@ -185,6 +186,31 @@ OPERATIONS: tuple[Operation, ...] = (
         _NO_SPEC_I_PT,
     ),
     _reserve_out("REGISTER AND MOVE", 7, reservation.register_and_move, "to an iSCSI initiator port"),
+    _spc(
+        "EXTENDED COPY (LID1)",
+        "83 1f 0000000000000000 ffffffff 00 00",
+        copies.extended_copy,
+        _HOLDERS,
+        "block to block, between logical units named by NAA identifier; waits for the end",
+        0x00,
+        needs_medium=True,
+    ),
+    _spc(
+        "RECEIVE COPY STATUS (LID1)",
+        "84 1f ff 00000000000000 ffffffff 00 00",
+        copies.receive_copy_status,
+        _READERS,
+        "of the last copy that holds its results",
+        0x00,
+    ),
+    _spc(
+        "RECEIVE COPY OPERATING PARAMETERS",
+        "84 1f ff 00000000000000 ffffffff 00 00",
+        copies.receive_operating_parameters,
+        _READERS,
+        "",
+        0x03,
+    ),
     _operation("READ (16)", "88 18 ffffffffffffffff ffffffff 1f 00", media.read, _READERS, "DPO, FUA"),
     _operation(
         "COMPARE AND WRITE",

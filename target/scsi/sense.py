@@ -190,6 +190,12 @@ PARAMETER_LIST_LENGTH_ERROR = Sense(SenseKey.ILLEGAL_REQUEST, 0x1A, 0x00)
 LOGICAL_UNIT_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 SAVING_PARAMETERS_NOT_SUPPORTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0x00)
 
+TOO_MANY_TARGET_DESCRIPTORS = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x06)
+UNSUPPORTED_TARGET_DESCRIPTOR_TYPE = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x07)
+TOO_MANY_SEGMENT_DESCRIPTORS = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x08)
+UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x09)
+COPY_TARGET_UNREACHABLE = Sense(SenseKey.COPY_ABORTED, 0x08, 0x04)
+COPY_SEGMENT_FAILED = Sense(SenseKey.COPY_ABORTED, 0x00, 0x00)
 MEDIUM_REMOVAL_PREVENTED = Sense(SenseKey.ILLEGAL_REQUEST, 0x53, 0x02)
 INVALID_RELEASE_OF_PERSISTENT_RESERVATION = Sense(SenseKey.ILLEGAL_REQUEST, 0x26, 0x04)
 INSUFFICIENT_REGISTRATION_RESOURCES = Sense(SenseKey.ILLEGAL_REQUEST, 0x55, 0x04)
@@ -218,6 +224,11 @@ def invalid_field_in_parameter_list(byte: int, bit: int | None = None) -> Sense:
 def lba_out_of_range(lba: int) -> Sense:
     """21h/00h; the information is the first LBA that is not there."""
     return Sense(SenseKey.ILLEGAL_REQUEST, 0x21, 0x00, information=lba)
+
+
+def copy_aborted(cause: Sense) -> Sense:
+    """A copy that ended for this reason."""
+    return Sense(SenseKey.COPY_ABORTED, cause.asc, cause.ascq)
 
 
 def miscompare_during_verify(offset: int) -> Sense:
@@ -249,6 +260,7 @@ _TEXTS = {
     (0x04, 0x0B): "logical unit not accessible, target port in standby state",
     (0x04, 0x0C): "logical unit not accessible, target port in unavailable state",
     (0x08, 0x00): "logical unit communication failure",
+    (0x08, 0x04): "unreachable copy target",
     (0x0C, 0x00): "write error",
     (0x0C, 0x0C): "write error, unexpected unsolicited data",
     (0x0C, 0x0D): "write error, not enough unsolicited data",
@@ -261,6 +273,10 @@ _TEXTS = {
     (0x24, 0x00): "invalid field in CDB",
     (0x25, 0x00): "logical unit not supported",
     (0x26, 0x00): "invalid field in parameter list",
+    (0x26, 0x06): "too many target descriptors",
+    (0x26, 0x07): "unsupported target descriptor type code",
+    (0x26, 0x08): "too many segment descriptors",
+    (0x26, 0x09): "unsupported segment descriptor type code",
     (0x26, 0x04): "invalid release of persistent reservation",
     (0x27, 0x00): "write protected",
     (0x27, 0x01): "hardware write protected",

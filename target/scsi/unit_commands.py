@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from target.scsi import inquiry as pages
 from target.scsi.command import GOOD, ScsiCommand, ScsiResult, Status
+from target.scsi.extended_copy_data import third_party_copy_descriptors
 from target.scsi.inquiry import VpdPage
 from target.scsi.media_commands import flush_steps
 from target.scsi.mode import MODE_6, MODE_10, ModeForm, mode_select, mode_sense
@@ -61,6 +62,9 @@ _VPD_PAGES: dict[int, Callable[[UnitState, ScsiCommand], bytes]] = {
     VpdPage.UNIT_SERIAL_NUMBER: lambda unit, command: pages.unit_serial_number(unit.volume.serial),
     VpdPage.DEVICE_IDENTIFICATION: lambda unit, command: pages.device_identification(
         unit.volume.serial, command.nexus.target_port, command.nexus.relative_target_port
+    ),
+    VpdPage.THIRD_PARTY_COPY: lambda unit, command: pages.encode_vpd(
+        VpdPage.THIRD_PARTY_COPY, third_party_copy_descriptors()
     ),
     VpdPage.BLOCK_LIMITS: lambda unit, command: pages.block_limits(unit.limits, unit.block_size_bytes),
     VpdPage.BLOCK_DEVICE_CHARACTERISTICS: lambda unit, command: pages.block_device_characteristics(),

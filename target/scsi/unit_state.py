@@ -4,10 +4,11 @@ reservations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from target.scsi.capacity import Capacity
 from target.scsi.command import Nexus
+from target.scsi.extended_copy_data import CopyStatus
 from target.scsi.gate import Gate
 from target.scsi.inquiry import Limits
 from target.scsi.mode import ModeParameters
@@ -58,6 +59,9 @@ class UnitState:
         self.removable = removable
         self.ejected = False
         self.removal_prevented_by: set[Nexus] = set()
+        self.copy_results: dict[Nexus, tuple[int, CopyStatus]] = {}
+        self.device_units: Callable[[], Iterable[UnitState]] = lambda: (self,)
+        """All logical units of the device, for copies from one to another."""
         self.abort_tasks: AbortTasks = _nothing_to_abort
         self.block_size_bytes = volume.block_size_bytes
         self.block_shift = volume.block_size_bytes.bit_length() - 1
