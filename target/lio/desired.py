@@ -49,8 +49,8 @@ LIMITS = Limits(transfer_bytes_max=HW_MAX_SECTORS * 512)
 SUBTYPE = "replctl"
 """What our rings are known by: the first part of dev_config."""
 
-_JOURNAL_LUN_BASE = 256
-"""Where volumes and journals share a portal group (FC), journals have the numbers from here on."""
+_MAPPED_LUN_MAX = 255
+"""rtslib maps no higher one. Where volumes and journals share a portal group (FC), journals count down from it."""
 
 _USER_ATTRIBUTES = (
     # Commands wait for us for ever: a handler that is restarted is a pause, and no error.
@@ -170,16 +170,20 @@ def _fc_target(
     yield target
     for number, storage_object in volumes:
         yield Lun(target.path, number, storage_object)
+    journals = [(_MAPPED_LUN_MAX - number, name) for number, name in journals]
+    if shared := {number for number, _ in volumes} & {number for number, _ in journals}:
+        raise OperatorError(
+            f"lun {min(shared)}: on Fibre Channel a journal has this number ({_MAPPED_LUN_MAX} less its san_lun)"
+        )
     for number, storage_object in journals:
-        yield Lun(target.path, _JOURNAL_LUN_BASE + number, storage_object)
+        yield Lun(target.path, number, storage_object)
     for initiator in dict.fromkeys([*table.initiators, *table.peers]):  # one machine may be both
         acl = Acl(target.path, str(initiator))
         yield acl
         if initiator in table.initiators:
             yield from _mapped(acl, [number for number, _ in volumes], write_protected=False)
         if initiator in table.peers:
-            numbers = [_JOURNAL_LUN_BASE + number for number, _ in journals]
-            yield from _mapped(acl, numbers, write_protected=True)
+            yield from _mapped(acl, [number for number, _ in journals], write_protected=True)
 
 
 def _mapped(acl: Acl, numbers: Sequence[int], *, write_protected: bool) -> Iterator[Object]:

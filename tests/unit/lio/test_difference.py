@@ -253,16 +253,22 @@ def test_journals_are_the_peers_alone_and_write_protected() -> None:
     assert sorted((each.acl[-1], each.number, each.lun, each.write_protected) for each in on_fc) == [
         (HOST_PORT, 0, 0, False),
         (HOST_PORT, 1, 1, False),
-        (PEER_PORT, 256, 256, True),
+        (PEER_PORT, 255, 255, True),
     ]
     assert not [each for each in desired if isinstance(each, Service) and each.target[0] == Fabric.FC.value]
+
+
+def test_a_volume_where_a_journal_is_on_fibre_channel_is_refused() -> None:
+    volume = Exported(volume_object_name("a", "g", "last"), 255, 1 << 20, "00dd")
+    with pytest.raises(OperatorError, match="lun 255"):
+        desired_objects(configuration(fc=FC), [volume], JOURNALS)
 
 
 def test_a_machine_may_be_host_and_peer() -> None:
     both = FcTable([Wwpn(PORT)], [Wwpn(HOST_PORT)], [Wwpn(HOST_PORT)])
     desired = wanted(fc=both)
     on_fc = [each for each in desired if isinstance(each, MappedLun) and PORT in each.acl]
-    assert [(each.number, each.write_protected) for each in on_fc] == [(0, False), (1, False), (256, True)]
+    assert [(each.number, each.write_protected) for each in on_fc] == [(0, False), (1, False), (255, True)]
     assert len({each.path for each in desired}) == len(desired)
 
 
