@@ -50,7 +50,7 @@ SUBTYPE = "replctl"
 """What our rings are known by: the first part of dev_config."""
 
 _MAPPED_LUN_MAX = 255
-"""rtslib maps no higher one. Where volumes and journals share a portal group (FC), journals count down from it."""
+"""rtslib maps no higher one. In a portal group that volumes and journals share (FC), journals count down."""
 
 _USER_ATTRIBUTES = (
     # Commands wait for us for ever: a handler that is restarted is a pause, and no error.
@@ -173,7 +173,7 @@ def _fc_target(
     journals = [(_MAPPED_LUN_MAX - number, name) for number, name in journals]
     if shared := {number for number, _ in volumes} & {number for number, _ in journals}:
         raise OperatorError(
-            f"lun {min(shared)}: on Fibre Channel a journal has this number ({_MAPPED_LUN_MAX} less its san_lun)"
+            f"lun {min(shared)}: a journal has this number on Fibre Channel, {_MAPPED_LUN_MAX} less its san_lun"
         )
     for number, storage_object in journals:
         yield Lun(target.path, number, storage_object)
