@@ -36,9 +36,10 @@ _WCE = 0x04
 _SWP = 0x08
 
 _CACHING = struct.Struct(">BBB17x")
-_CONTROL = struct.Struct(">BBBBB3xH2x")
+_CONTROL = struct.Struct(">BBBBBBxxH2x")
 _GLTSD = 0x02  # log parameters are not saved: there are none
 _UNRESTRICTED_REORDERING = 0x10
+_TAS = 0x40  # a command that another initiator aborted is answered TASK ABORTED
 _BUSY_TIMEOUT_UNLIMITED = 0xFFFF
 
 
@@ -167,9 +168,9 @@ def _page(code: int, control: int, parameters: ModeParameters) -> bytes:
         return _CACHING.pack(code, _CACHING.size - 2, wce)
     swp = _SWP if control == _CHANGEABLE or parameters.software_write_protected else 0
     if control == _CHANGEABLE:
-        return _CONTROL.pack(code, _CONTROL.size - 2, 0, 0, swp, 0)
+        return _CONTROL.pack(code, _CONTROL.size - 2, 0, 0, swp, 0, 0)
     return _CONTROL.pack(
-        code, _CONTROL.size - 2, _GLTSD, _UNRESTRICTED_REORDERING, swp, _BUSY_TIMEOUT_UNLIMITED
+        code, _CONTROL.size - 2, _GLTSD, _UNRESTRICTED_REORDERING, swp, _TAS, _BUSY_TIMEOUT_UNLIMITED
     )
 
 

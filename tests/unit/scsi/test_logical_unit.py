@@ -229,7 +229,7 @@ def test_a_grown_volume_is_announced_and_usable() -> None:
 
 def test_reset_restores_mode_parameters_and_is_announced() -> None:
     initiator = Initiator()
-    page = bytes((0x0A, 10, 2, 0x10, 0x08, 0, 0, 0, 0xFF, 0xFF, 0, 0))
+    page = bytes((0x0A, 10, 2, 0x10, 0x08, 0x40, 0, 0, 0xFF, 0xFF, 0, 0))
     assert initiator.execute(cdb.mode_select_6(16), bytes(4) + page) is GOOD
     assert sense_of(initiator.execute(cdb.write(0, 1), bytes(512))) == sense.SOFTWARE_WRITE_PROTECTED
     assert initiator.device.reset(0)
