@@ -173,7 +173,7 @@ def _fc_target(
     journals = [(_MAPPED_LUN_MAX - number, name) for number, name in journals]
     if shared := {number for number, _ in volumes} & {number for number, _ in journals}:
         raise OperatorError(
-            f"lun {min(shared)}: a journal has this number on Fibre Channel, {_MAPPED_LUN_MAX} less its san_lun"
+            f"lun {min(shared)}: on Fibre Channel a journal has it, {_MAPPED_LUN_MAX} less its san_lun"
         )
     for number, storage_object in journals:
         yield Lun(target.path, number, storage_object)
