@@ -187,8 +187,7 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
     ledger.wait_for_progress(sites)
     assert sites.machine("a").power_off()
     ledger.abandon()
-    host.run("umount -l /mnt/data /mnt/log; true")
-    host.log_out("a")
+    host.abandon("a")
 
     plan = sites.replctl("b", "takeover", GROUP, "--plan", "--force")
     assert plan["refused"] is None

@@ -158,12 +158,15 @@ class Host:
         self._sites.wait_for(f"every volume of {site} has two paths", complete)
 
     def log_out(self, site: str) -> None:
-        """Also from a site that does not answer."""
+        """Of all its portals; nothing of it is mounted."""
         node = f"iscsiadm -m node -T {_IQN}:{site}"
-        self.run(
-            "for map in $(multipath -l -v1); do multipathd disablequeueing map $map; done; multipath -F\n"
-            f"{node} --logout; {node} -o delete; multipath -F; true"
-        )
+        self.run(f"multipath -F; {node} --logout; {node} -o delete; multipath -F; true")
+
+    def abandon(self, site: str) -> None:
+        """What is mounted from a site that is gone for good: whoever waits for it is told that it failed."""
+        mount_points = " ".join(volume.mount_point for volume in VOLUMES)
+        self.run(f"multipathd disablequeueing maps; umount -l {mount_points}; true")
+        self.log_out(site)
 
     def device(self, site: str, volume: Volume) -> str:
         """The multipath device with this site's identity of the volume."""
