@@ -23,10 +23,10 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
       │       background → restore                        the same function as at the primary
     data volume of the secondary
 
-Beside the path: `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a start finds);
-`mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it); `histories` and
-`settling` (epochs: promote, demote, follow); `control` (what the copy manager may ask); `engine` and
-`subsystem`, which put it together. Seams: `scheduler`, `blockdev`, `volume`, `scsi.command`,
+Beside the path: `device_files`, `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a
+start finds); `mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it);
+`histories` and `settling` (epochs: promote, demote, follow); `control` (what the copy manager may ask);
+`engine` and `subsystem`, which put it together. Seams: `scheduler`, `blockdev`, `volume`, `scsi.command`,
 `san.fetch.JournalSource`.
 
 Where each invariant is kept:
