@@ -56,8 +56,8 @@ class RingReader:
     A view stays good as long as it is held: every window is a buffer of its own, or a part of `arena`, which
     its owner uses again for the next reader. In the arena a window grows where it ends, so that a pack that
     reaches beyond it is not read twice. Nothing is read behind `end_lsn`, if it is given. With `read_ahead`
-    the device is told what will be read next: a start after a power failure finds nothing in memory, and would
-    wait for the disk and the disk for it, by turns.
+    the device is told what will be read next: a start after a power failure finds nothing in memory, and
+    would wait for the disk and the disk for it, by turns.
     """
 
     def __init__(
