@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import socket
 from collections import OrderedDict, deque
@@ -29,7 +30,6 @@ from target.iscsi.node import TargetNode
 from target.iscsi.pdu import BHS_BYTES, ProtocolError
 from target.iscsi.peer_log import PeerLog
 from target.iscsi.registry import SessionRegistry
-from target.iscsi.session import OUTPUT_BYTES_HIGH
 from target.loop import Loop, LoopTimer
 from target.volume import Buffer
 
@@ -227,7 +227,8 @@ class _Connection:
         """From now on PDUs may be large. What is in the small buffer may be in use until the turn ends."""
         if self._closed:
             return
-        view = memoryview(bytearray(RECEIVE_BYTES))
+        # Mapped, not allocated: pages are there when they are first used, so an idle session costs none.
+        view = memoryview(mmap.mmap(-1, RECEIVE_BYTES))
         left = self._end - self._start
         view[:left] = self._view[self._start : self._end]
         self._view, self._start, self._end = view, 0, left
@@ -358,13 +359,13 @@ class _Connection:
     def _after_send(self) -> None:
         session = self._protocol.session
         if session is not None:
-            was_full = session.output_bytes >= OUTPUT_BYTES_HIGH
             session.output_bytes = self.unsent_bytes
-            full = self.unsent_bytes >= OUTPUT_BYTES_HIGH
+            full = self.unsent_bytes >= self._portal.registry.output_bytes_high
             if full != self._paused:
                 self._paused = full
                 self._loop.watch_readable(self._fd, not full)
-            if was_full and not full:
+            if session.held_back and not full:
+                session.held_back = False
                 self._loop.call_soon(
                     self._parse
                 )  # there may be commands in the buffer that nothing will announce

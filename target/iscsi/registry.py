@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _TSIH_MAX = 0xFFFF
 
+OUTPUT_BYTES_HIGH = 8 << 20
+OUTPUT_BYTES_LEAST = 1 << 20
+_OUTPUT_BYTES_TOGETHER = 64 << 20
+"""With so much unsent a session takes no further command: who does not read must not fill our memory. What
+all sessions together may have is shared out, but nobody gets less than OUTPUT_BYTES_LEAST.
+"""
+
 
 class SessionRegistry:
     """Sessions by TSIH."""
@@ -32,6 +39,7 @@ class SessionRegistry:
         self._draining: list[TargetSession] = []
         self._waiting: list[Callable[[], None]] = []
         self.budget = MemoryBudget()
+        self.output_bytes_high = OUTPUT_BYTES_HIGH
 
     def new_tsih(self) -> int:
         """A TSIH that no live session has; never zero."""
@@ -80,13 +88,19 @@ class SessionRegistry:
     def add(self, session: TargetSession) -> None:
         self._sessions[session.admission.tsih] = session
         self._admissions[session.admission.tsih] = session.admission
+        self._share_out()
 
     def remove(self, session: TargetSession) -> None:
         if self._sessions.get(session.admission.tsih) is session:
             del self._sessions[session.admission.tsih]
             del self._admissions[session.admission.tsih]
+            self._share_out()
         if session.draining:
             self._draining.append(session)
+
+    def _share_out(self) -> None:
+        share = _OUTPUT_BYTES_TOGETHER // max(1, len(self._sessions))
+        self.output_bytes_high = max(OUTPUT_BYTES_LEAST, min(OUTPUT_BYTES_HIGH, share))
 
     def sessions_of(self, target_name: str) -> list[TargetSession]:
         return [

@@ -52,9 +52,6 @@ COMMAND_WINDOW = 128
 TASKS_MAX = COMMAND_WINDOW + 32
 """With the immediate commands, which take no place in the window."""
 
-OUTPUT_BYTES_HIGH = 8 << 20
-"""With this much unsent, no further command is taken: who does not read must not fill our memory."""
-
 WRITE_BYTES_MAX = 64 << 20
 """The largest single write collected; more is answered as a transfer length that is too large."""
 
@@ -105,6 +102,8 @@ class TargetSession:
         )
         self.output: list[Buffer] = []
         self.output_bytes = 0
+        self.held_back = False
+        """Whether commands may be in the buffer that nothing will announce: too much is unsent."""
         self.closed = False
         self.ending = False
         self.tasks: dict[int, ScsiTask] = {}
@@ -144,7 +143,9 @@ class TargetSession:
 
         Data slices handed to the device point into `view`, which must not change before the end of the turn.
         """
-        if self.output_bytes >= OUTPUT_BYTES_HIGH or self.ending:
+        output_high = self._registry.output_bytes_high
+        if self.output_bytes >= output_high or self.ending:
+            self.held_back = True
             return position
         unpack = HOT_SCSI_COMMAND.unpack_from
         tasks = self.tasks
@@ -191,7 +192,8 @@ class TargetSession:
                     break
                 self._check_and_dispatch(view[position : position + size])
                 position += size
-            if self.output_bytes >= OUTPUT_BYTES_HIGH or self.ending:
+            if self.output_bytes >= output_high or self.ending:
+                self.held_back = True
                 break
         return position
 

@@ -103,12 +103,11 @@ class CollectingTask(ScsiTask):
 
     def start(self, immediate_data: Buffer, unsolicited_left: int) -> None:
         """Take the immediate data; `unsolicited_left` bytes may follow without R2T (0: none will)."""
-        # Calloc: memory is used as data arrive, so a length that is only announced costs nothing.
-        self.buffer = bytearray(self.expected_length)
+        # It grows with the data, so a length that is only announced costs nothing.
+        self.buffer = bytearray(immediate_data)
         self.charged_bytes = 0
         self.failure = None
         self.received = len(immediate_data)
-        self.buffer[: self.received] = immediate_data
         self.unsolicited_end = self.received + unsolicited_left if unsolicited_left else 0
         self.next_solicited = self.received
         self.r2t_sn = 0
@@ -156,7 +155,7 @@ class CollectingTask(ScsiTask):
             if sense is not None:
                 self.fail(sense)
             else:
-                self.buffer[offset:behind] = data
+                self.buffer += data
                 self.received = behind
                 self.next_data_sn = 0 if final else data_sn + 1
         if not final and behind < end:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from target.iscsi.address import parse_address
 from target.iscsi.client import Client
@@ -25,10 +26,17 @@ NAME = "iqn.2024-01.example:stranger"
 _numbers = itertools.count(1)
 
 
+class HasAddress(Protocol):
+    """Where to connect to."""
+
+    @property
+    def address(self) -> str: ...
+
+
 class Stranger:
     """A connection, of an initiator port of its own. Nothing is sent but what a test says."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: HasAddress) -> None:
         self.socket = socket.create_connection(parse_address(server.address), SECONDS)
         self.socket.settimeout(SECONDS)
         self.isid = b"\x80" + next(_numbers).to_bytes(3, "big") + b"\0\0"

@@ -21,9 +21,10 @@ from target.iscsi.initiator_login import LoginSettings
 from target.iscsi.login import SESSIONS_MAX
 from target.iscsi.pdu import BHS_BYTES, FINAL, Pdu
 from target.iscsi.portal import RECEIVE_BYTES
+from target.iscsi.registry import OUTPUT_BYTES_HIGH
 from target.iscsi.requests import LogoutRequest
 from target.iscsi.responses import R2T, AsyncMessage, LogoutResponse, NopIn, ScsiResponse
-from target.iscsi.session import COMMAND_WINDOW, OUTPUT_BYTES_HIGH, TargetSession
+from target.iscsi.session import COMMAND_WINDOW, TargetSession
 from target.loop import Loop
 from target.scsi import cdb as cdbs
 from target.volume import Buffer, Request

@@ -6,9 +6,10 @@ import pytest
 
 from target.iscsi.budget import SHARE_BYTES, MemoryBudget
 from target.iscsi.pdu import FINAL, RESERVED_TAG, ProtocolError
-from target.iscsi.registry import SessionRegistry
+from target.iscsi.registry import OUTPUT_BYTES_HIGH, OUTPUT_BYTES_LEAST, SessionRegistry
 from target.iscsi.requests import DataOut
 from target.iscsi.responses import R2T, ScsiResponse
+from target.iscsi.task import CollectingTask
 from target.scsi import cdb as cdbs
 from tests.unit.iscsi.wire import BLOCK, NORMAL, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume
@@ -148,3 +149,30 @@ def test_data_that_do_not_come_are_noticed() -> None:
     assert isinstance(wire.take_one().pdu, ScsiResponse)
     assert not session.collection.stalled()
     assert not session.collection.stalled()
+
+
+def test_what_is_only_announced_costs_nothing() -> None:
+    (wire,) = sessions(1, 256 * MIB, MemoryVolume(64 * MIB))
+    tag = wire.command(cdbs.write(0, 64 * MIB // BLOCK), write=64 * MIB)
+    session = wire.connection.session
+    assert session is not None
+    task = session.tasks[tag]
+    assert isinstance(task, CollectingTask)
+    assert len(task.buffer) == 0
+
+
+def test_what_may_be_unsent_is_shared_out() -> None:
+    registry = SessionRegistry()
+    nodes = [node(MemoryVolume())]
+    assert registry.output_bytes_high == OUTPUT_BYTES_HIGH
+    wires = []
+    for number in range(100):
+        wire = Wire(nodes, registry=registry)
+        wire.login_request(NORMAL, isid=bytes([0x80, 0, 0, number, 0, 0]))
+        wires.append(wire)
+        assert registry.output_bytes_high * len(registry) <= max(64 * MIB, len(registry) * OUTPUT_BYTES_LEAST)
+        assert OUTPUT_BYTES_LEAST <= registry.output_bytes_high <= OUTPUT_BYTES_HIGH
+    assert registry.output_bytes_high == OUTPUT_BYTES_LEAST
+    for wire in wires:
+        wire.connection.close()
+    assert registry.output_bytes_high == OUTPUT_BYTES_HIGH

@@ -6,13 +6,14 @@ import pytest
 
 from target.iscsi.held_commands import HELD_BYTES_MAX
 from target.iscsi.pdu import FINAL, ProtocolError
+from target.iscsi.registry import OUTPUT_BYTES_HIGH
 from target.iscsi.requests import TaskManagementRequest
 from target.iscsi.responses import (
     DataIn,
     Reject,
     ScsiResponse,
 )
-from target.iscsi.session import COMMAND_WINDOW, OUTPUT_BYTES_HIGH, TASKS_MAX
+from target.iscsi.session import COMMAND_WINDOW, TASKS_MAX
 from target.scsi import cdb as cdbs
 from tests.unit.iscsi.wire import BLOCK, Wire, node
 from tests.unit.scsi.memory_volume import MemoryVolume
