@@ -22,7 +22,7 @@ connection = sqlite3.connect(database, isolation_level=None)
 connection.execute("PRAGMA journal_mode=DELETE")
 connection.execute("PRAGMA synchronous=FULL")
 connection.execute("CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, half TEXT)")
-number = connection.execute("SELECT coalesce(max(number), 0) FROM ledger").fetchone()[0]
+number = connection.execute("SELECT coalesce(max(number), 0) / 2 FROM ledger").fetchone()[0]
 while True:
     number += 1
     connection.execute("BEGIN IMMEDIATE")
