@@ -48,7 +48,7 @@ class Ledger:
     def start(self) -> None:
         self._host.run(
             f"cat >/run/writer.py <<'END'\n{_WRITER}\nEND\n"
-            "systemd-run --quiet --unit ledger python3 /run/writer.py /mnt/data/ledger.sqlite /run/told"
+            "systemd-run --quiet --collect --unit ledger python3 /run/writer.py /mnt/data/ledger.sqlite /run/told"
         )
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class Ledger:
 
     def abandon(self) -> None:
         self._host.run(
-            "systemctl kill --signal KILL ledger; systemctl reset-failed ledger; true", check=False
+            "systemctl kill --signal KILL ledger; true", check=False
         )
 
     def committed(self) -> int:
