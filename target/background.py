@@ -156,8 +156,9 @@ class Background:
         if (
             not self.following
             and self._overlay.frozen is not None
-            and self.applied.lsn >= self._frozen_end.lsn
+            and self.applied_sequence >= self._frozen_end.sequence
         ):
+            self.applied = self._frozen_end  # behind a pad that a start found at the journal's end, too
             self._overlay.frozen = None
         self._on_restored(result)
         self.poke()

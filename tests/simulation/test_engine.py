@@ -7,6 +7,7 @@ import random
 import pytest
 
 from target.group import Access
+from target.journal.record import encode_pad
 from tests.simulation.sim_scheduler import SimClock
 from tests.simulation.site import MIB, Site
 
@@ -93,6 +94,30 @@ def test_the_ring_wraps_many_times() -> None:
     content = site.read("data", 0, 4 * MIB)
     site.clock.run_for(10.0)
     assert site.disks["data"].snapshot() == content
+
+
+def test_a_pad_at_the_end_of_what_is_found_stops_nothing() -> None:
+    site = Site(SimClock())
+    site.write_now("data", 0, b"a" * 4096, fua=True)
+    journal = site.group.journal
+    head, superblock = journal.head, journal.superblock
+    site.kill()
+    pad = encode_pad(
+        group_id=superblock.group_id,
+        epoch=superblock.epoch,
+        reign=superblock.reign,
+        next_sequence=head.sequence + 1,
+        lsn=head.lsn,
+        durable_lsn=head.lsn,
+        length=superblock.ring_bytes - head.lsn % superblock.ring_bytes,
+    )
+    site.journal_disk.pwritev([pad], journal.place(head.lsn))  # the pack behind it was torn
+    site.start()
+    assert site.group.journal.head.lsn % superblock.ring_bytes == 0
+    site.clock.run_until(lambda: site.group.journal.superblock.checkpoint_sequence == head.sequence)
+    site.write_now("data", 4096, b"b" * 4096)
+    site.clock.run_for(10.0)
+    assert site.disks["data"].snapshot()[:8192] == b"a" * 4096 + b"b" * 4096
 
 
 def test_damage_below_the_durable_mark_is_refused_and_not_guessed() -> None:
