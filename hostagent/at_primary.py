@@ -45,6 +45,7 @@ class AtPrimary:
                     "reign": state.reign,
                     "durable": state.durable,
                     "durable_lsn": state.durable_lsn,
+                    "ring_bytes": state.ring_bytes,
                     "latest": state.latest,
                     "time_ns": self._environment.wall_ns(),
                 },

@@ -38,6 +38,7 @@ class AtSecondary:
             params["reign"],
             params["durable"],
             params["durable_lsn"],
+            params.get("ring_bytes"),
             params["latest"],
             params["time_ns"],
             self._environment.monotonic(),
@@ -57,7 +58,11 @@ class AtSecondary:
                 self._environment.call(
                     None,
                     "fetch.advance",
-                    {"group": group.name, "durable_lsn": announced.durable_lsn},
+                    {
+                        "group": group.name,
+                        "durable_lsn": announced.durable_lsn,
+                        "ring_bytes": announced.ring_bytes,
+                    },
                     lambda result, error: None,
                     10.0,
                 )

@@ -241,7 +241,12 @@ class CopyManager:
         """After a start: serve when no peer knows a newer epoch, or when the policy says so without their
         word.
         """
-        if state.access != "hold" or self.flows.busy(group.name):
+        # A flow that only watches mirrors may wait for long, and hosts would wait with it.
+        if (
+            state.access != "hold"
+            or state.changing
+            or self.flows.doing(group.name) not in ("", "pair split", "verify")
+        ):
             group.confirm_since = None
             return
         now = self.environment.monotonic()

@@ -22,6 +22,7 @@ class Announcement:
     reign: int
     durable: int
     durable_lsn: int
+    ring_bytes: int | None
     latest: int
     time_ns: int
     heard_at: float

@@ -134,6 +134,7 @@ class PairFlows:
             "digest": begin["digest"],
             "consistent": begin["consistent"],
             "latest": latest,
+            "sizes": [(volume.id, volume.size_bytes) for volume in mine.volumes],
         }
         return (yield Call(site, "pair.follow", params, 90.0))
 
@@ -347,7 +348,7 @@ class PairFlows:
         if fork.set_back and not (mine.get("found") and theirs.get("found")):
             raise ConflictError(
                 f"group {group.name!r}: {name} reigned and ends at record {fork.sequence}, before what it "
-                "had shipped: it was put back to an older state, and what it wrote since then cannot be told. "
+                "had shipped: it was put back to an older state, and what it wrote since then is unknown. "
                 "Delete the pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )

@@ -44,6 +44,8 @@ class Requests:
             "marker.list": self._to_target("marker.list"),
             "group.status": self._group_status,
             "verify": self._verify,
+            "volume.grow": self._to_target("volume.grow"),
+            "journal.grow": self._to_target("journal.grow"),
             "events": self._events,
             "lio.status": self._of_site("lio.status"),
             "lio.restore": self._of_site("lio.restore"),

@@ -124,8 +124,8 @@ class TakeoverFlows:
         if not mine.get("found") or mine["digest"] != digest:
             raise ConflictError(
                 f"group {group.name!r}: {primary} ends at record {sequence}, and what this site has up to "
-                "there is something else: one of them was put back to an older state. takeover --force serves what "
-                "is here",
+                "there is something else: one of them was put back to an older state. takeover --force "
+                "serves what is here",
                 sequence=sequence,
             )
         return {}

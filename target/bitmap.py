@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from crc32c import crc32c
 
 from target.blockdev import BlockDevice
+from target.errors import OperatorError
 from target.journal.superblock import Superblock, VolumeEntry
 
 PAGE_BYTES = 4096
@@ -23,6 +24,16 @@ _VERSION = 1
 
 Extent = tuple[int, int, int]
 """Volume id, offset, length: bytes."""
+
+
+def check_room(superblock: Superblock, volume: VolumeEntry, size_bytes: int) -> None:
+    """OperatorError when the journal volume's bitmaps have no bits for a volume of this size."""
+    limit = volume.page_count * BITS_PER_PAGE * superblock.extent_bytes
+    if size_bytes > limit:
+        raise OperatorError(
+            f"the bitmaps of this journal volume have room for {limit} bytes of volume {volume.name!r}: "
+            "for more, delete the pair, make a new journal volume and create the pair again"
+        )
 
 
 class DifferentialBitmap:
@@ -36,6 +47,10 @@ class DifferentialBitmap:
             for volume in self._volumes.values()
         }
         self.dirty_pages: set[int] = set()
+
+    def resize(self, volumes: Iterable[VolumeEntry]) -> None:
+        """The volumes have these sizes now; there is room (`check_room`)."""
+        self._volumes = {volume.id: volume for volume in volumes}
 
     def mark(self, volume: int, offset: int, length: int) -> None:
         """Set the bits of every extent the range touches. An unknown volume is an error of ours."""
@@ -115,6 +130,10 @@ class BitmapStore:
         self._device = device
         self._superblock = superblock
         self._generations: dict[tuple[int, int], int] = {}
+
+    def resize(self, superblock: Superblock) -> None:
+        """The volumes have other sizes now."""
+        self._superblock = superblock
 
     def load(self, slot: int) -> DifferentialBitmap:
         """Read a slot's pages; a page without a good copy counts as marked."""

@@ -53,6 +53,9 @@ class BlockDevice(Protocol):
     def data_extents(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """(offset, length) of the parts that may hold something else than zeros, ascending."""
 
+    def grow(self, size_bytes: int) -> None:
+        """Be at least so large: a file is extended by a hole, a block device must be. ENOSPC otherwise."""
+
     def close(self) -> None:
         """Give the descriptor back."""
 
@@ -68,17 +71,19 @@ class FileDevice:
         self._fd = os.open(self.path, flags, 0o600)
         info = os.fstat(self._fd)
         self._is_file = stat.S_ISREG(info.st_mode)
-        if self._is_file:
-            if create_bytes is not None and info.st_size < create_bytes:
-                os.ftruncate(self._fd, create_bytes)
-            self.size_bytes = os.fstat(self._fd).st_size
-        else:
-            raw = fcntl.ioctl(self._fd, _BLKGETSIZE64, b"\0" * 8)
-            self.size_bytes = int(struct.unpack("=Q", raw)[0])
+        if self._is_file and create_bytes is not None and info.st_size < create_bytes:
+            os.ftruncate(self._fd, create_bytes)
+        self.size_bytes = self._look_at_size()
         self._nowait_flag = os.RWF_NOWAIT
 
     def fileno(self) -> int:
         return self._fd
+
+    def _look_at_size(self) -> int:
+        if self._is_file:
+            return os.fstat(self._fd).st_size
+        raw = fcntl.ioctl(self._fd, _BLKGETSIZE64, b"\0" * 8)
+        return int(struct.unpack("=Q", raw)[0])
 
     def pread(self, length: int, offset: int) -> bytes:
         data = os.pread(self._fd, length, offset)
@@ -165,6 +170,14 @@ class FileDevice:
             stop = min(os.lseek(self._fd, start, os.SEEK_HOLE), end)
             yield start, stop - start
             offset = stop
+
+    def grow(self, size_bytes: int) -> None:
+        if size_bytes > self.size_bytes:
+            if self._is_file:
+                os.ftruncate(self._fd, size_bytes)
+            self.size_bytes = self._look_at_size()
+        if size_bytes > self.size_bytes:
+            raise OSError(errno.ENOSPC, f"{self.path} has {self.size_bytes} bytes, {size_bytes} are needed")
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -28,9 +28,13 @@ class ReadOnlyVolume:
         self.name = name
         self.serial = serial
         self.block_size_bytes = block_size_bytes
-        self.size_bytes = device.size_bytes - device.size_bytes % block_size_bytes
         self._device = device
+        self.look_at_size()
         self._scheduler = scheduler
+
+    def look_at_size(self) -> None:
+        """It is as large as its device, which may have grown."""
+        self.size_bytes = self._device.size_bytes - self._device.size_bytes % self.block_size_bytes
 
     @property
     def read_only_now(self) -> bool:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from target.background import Background
 from target.base_copy import BaseCopy, VerifyPass, copies
@@ -129,7 +130,7 @@ class ConsistencyGroup:
         self.access = self._first_access(opened)
         self.background.following = self.receiving = self.role is Role.SECONDARY
         """`receiving`: packs of the primary may be appended; over as soon as a takeover begins."""
-        Filling(scheduler, self.journal, f"commit:{self.name}", self._filled).start()
+        Filling(scheduler, self.journal, f"commit:{self.name}", self.filled).start()
         self.write_path.commit(urgent=True)
         self.background.poke()
         self.resume_copies()
@@ -307,7 +308,8 @@ class ConsistencyGroup:
         self.write_path.commit(urgent=self.write_path.holding)
         self.changed()
 
-    def _filled(self) -> None:
+    def filled(self) -> None:
+        """A piece of a new ring was written out."""
         self.write_path.retry_held()
         self.changed()
 
@@ -468,7 +470,17 @@ class ConsistencyGroup:
         self.restored_marker = RestoredMarker()
         self.redo_until = self.background.verify_from = self.journal.head.sequence
 
-    def receive(self, packs: list[tuple[PackHeader, Buffer]], epochs: list[EpochStart]) -> None:
+    def resized(self) -> None:
+        """The superblock has other volume sizes."""
+        self.mirrors.resized()
+        self.changed()
+
+    def receive(
+        self,
+        packs: list[tuple[PackHeader, Buffer]],
+        epochs: list[EpochStart],
+        grown: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         """Append packs that came over the SAN link and were checked; raises OSError.
 
         PeerError once a takeover has begun: what is served then must not grow by another's records.
@@ -477,11 +489,12 @@ class ConsistencyGroup:
             raise PeerError(f"group {self.name!r} follows nobody any more")
         first, head = packs[0][0], self.journal.head
         if first.first_sequence != head.sequence + 1 or first.previous_digest != head.digest:
-            raise PeerError(
-                f"group {self.name!r}: the journal went on elsewhere, behind record {head.sequence}"
-            )
+            raise PeerError(f"group {self.name!r}: its journal went on elsewhere, behind {head.sequence}")
         self.journal.receive(packs)
         for start in epochs:
             if (start.epoch, start.reign) != (self.journal.superblock.epoch, self.journal.superblock.reign):
                 self.journal.start_epoch(start)
+        for volume, size in grown.items():
+            self.journal.grow_volume(volume, size)
+            self.resized()
         self.write_path.commit(urgent=True)

@@ -17,6 +17,11 @@ class GroupVolume:
         self.serial = serial
         self.size_bytes = entry.size_bytes
         self.block_size_bytes = entry.block_size_bytes
+        group.listen(self._look)
+
+    def _look(self) -> None:
+        """The volume may have grown."""
+        self.size_bytes = next(entry.size_bytes for entry in self._group.volumes if entry.id == self._id)
 
     @property
     def read_only_now(self) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from target.bitmap import Extent
+from target.bitmap import Extent, check_room
+from target.blockdev import BlockDevice
 from target.errors import ConflictError, IntegrityError, OperatorError
 from target.group import Access, ConsistencyGroup
 from target.journal.record import (
@@ -28,6 +29,7 @@ from target.journal.scan import RingReader, walk
 from target.journal.superblock import Flag, MirrorState, Position, RestoredMarker, Role
 from target.mirrors import changed_extents
 from target.overlay import ZERO, Generation
+from target.restore import grow
 from target.settling import Done, exclusively, settle, when_durable, when_room
 
 _WRITTEN = frozenset((RecordType.UPDATE, RecordType.ZERO))
@@ -47,6 +49,8 @@ class History:
     sequence: SequenceNumber
     digest: bytes
     consistent: bool
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(volume id, bytes): a volume's size is part of a history too."""
 
 
 def promote(
@@ -91,8 +95,10 @@ def promote(
 
     def paused() -> None:
         start, end, reader = background.applied, journal.head, journal.reader()
-        place, group_id = journal.place, superblock.group_id
-        group.scheduler.submit(group.lane, lambda: unapplied(reader, start, end, group_id, place), indexed)
+        place, group_id, volumes = journal.place, superblock.group_id, group.devices
+        group.scheduler.submit(
+            group.lane, lambda: unapplied(reader, start, end, group_id, place, volumes), indexed
+        )
 
     def indexed(generation: Generation | None, error: Exception | None) -> None:
         if generation is None:
@@ -169,9 +175,14 @@ def begin_epoch(group: ConsistencyGroup, epoch: int, reign: int, split_from: str
 
 
 def unapplied(
-    reader: RingReader, start: Position, end: Position, group_id: bytes, place: Callable[[int], int]
+    reader: RingReader,
+    start: Position,
+    end: Position,
+    group_id: bytes,
+    place: Callable[[int], int],
+    volumes: Mapping[int, BlockDevice],
 ) -> Generation:
-    """Index what is in the journal and not on the data volumes. Blocks.
+    """Index what is in the journal and not on the data volumes, and let these grow where it says so. Blocks.
 
     That is the overlay of a group that serves while it restores.
     """
@@ -183,6 +194,8 @@ def unapplied(
             if record.type in RESTORABLE:
                 position = base + record.data_offset if record.data_length else ZERO
                 generation.put(record.volume, record.offset, record.length, position)
+            elif record.type == RecordType.GROW:
+                grow(record, volumes)
         last = pack.header.last_sequence
     if last != end.sequence:
         raise IntegrityError(f"the journal cannot be read behind record {last}; {end.sequence} was received")
@@ -259,6 +272,16 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
     group.receiving = False
     _stop_feeding(group)
     group.background.restore_limit = None
+    sizes = dict(history.sizes)
+    grown = [v for v in group.volumes if sizes.get(v.id, 0) > v.size_bytes]
+
+    def extend() -> None:
+        for volume in grown:
+            check_room(group.journal.superblock, volume, sizes[volume.id])
+            device = group.devices[volume.id]
+            device.grow(sizes[volume.id])
+            device.punch(volume.size_bytes, sizes[volume.id] - volume.size_bytes)
+            device.flush()
 
     def paused() -> None:
         journal = group.journal
@@ -275,6 +298,10 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
             flags=flags,
             primary=history.primary,
             mirrors=(),
+            volumes=tuple(
+                replace(volume, size_bytes=sizes.get(volume.id, volume.size_bytes))
+                for volume in group.volumes
+            ),
         )
         group.forget_pair()
         group.background.following = True
@@ -287,9 +314,17 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
             group.fenced = None
         ended(error)
 
+    def extended(_: None, error: Exception | None) -> None:
+        if error is not None:
+            ended(error)
+        else:
+            group.background.when_idle(paused, ended)
+
     def settled(error: Exception | None) -> None:
         if error is not None:
             ended(error)
+        elif grown:
+            group.scheduler.submit(group.lane, extend, extended)
         else:
             group.background.when_idle(paused, ended)
 

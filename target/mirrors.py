@@ -147,6 +147,12 @@ class Mirrors:
     def _save_table(self) -> None:
         self._journal.change_superblock(mirrors=tuple(mirror.entry for mirror in self.table.values()))
 
+    def resized(self) -> None:
+        """The volumes have other sizes, the ring perhaps too."""
+        self.store.resize(self._journal.superblock)
+        for mirror in self.table.values():
+            mirror.bitmap.resize(self._journal.superblock.volumes)
+
     # -- what the ring is kept for --
 
     def full_percent(self) -> int:
@@ -190,6 +196,17 @@ class Mirrors:
             boundary = journal.index.before_lsn(min(wanted, checkpoint.lsn))
             if boundary is not None and boundary.lsn > journal.superblock.tail.lsn:
                 self._discard(min(boundary, checkpoint, key=lambda position: position.lsn))
+
+    def let_go(self) -> bool:
+        """Let go of the whole ring; what suspended mirrors lack is marked. False: it is on its way."""
+        head = self._journal.head
+        if self._discarding:
+            return False
+        self.move_tail()
+        if self._journal.superblock.tail.lsn == head.lsn:
+            return True
+        self._discard(head)
+        return False
 
     def _discard(self, to: Position) -> None:
         """Mark what lies between tail and `to` for every mirror that lacks it; then move the tail there."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from target.blockdev import BlockDevice
-from target.errors import OperatorError
+from target.errors import IntegrityError, OperatorError
 from target.group import ConsistencyGroup, GroupSettings
 from target.journal.format import VolumeShape, format_journal, open_journal, read_superblock
 from target.journal.record import RESTORABLE
@@ -36,6 +36,7 @@ def open_group(
     """
     superblock = read_superblock(journal_device)
     if superblock is None:
+        shapes = with_volume_sizes(shapes, devices)
         superblock = format_journal(journal_device, group_id or os.urandom(16), shapes)
         _log.info("group %s: a new journal volume was formatted", settings.name)
     check_shapes(superblock, shapes, devices)
@@ -53,6 +54,13 @@ def open_group(
 
     opened = open_journal(journal_device, superblock, index)
     by_id = {volume.id: devices[volume.name] for volume in superblock.volumes}
+    for volume in opened.journal.superblock.volumes:
+        size = by_id[volume.id].size_bytes
+        if size < volume.size_bytes:  # a device is larger, durably, before anything says so
+            raise IntegrityError(
+                f"volume {volume.name!r} had grown to {volume.size_bytes} bytes, and its device has {size}: "
+                "it was cut. Restore it; or take over at a peer, and begin anew here"
+            )
     return ConsistencyGroup(scheduler, settings, opened, overlay, by_id)
 
 
@@ -69,11 +77,17 @@ def check_shapes(
         )
     for shape in shapes:
         entry = known[shape.name]
-        if (entry.size_bytes, entry.block_size_bytes) != (shape.size_bytes, shape.block_size_bytes):
+        if entry.block_size_bytes != shape.block_size_bytes:
             raise OperatorError(
-                f"volume {shape.name!r} has {entry.size_bytes} bytes in blocks of "
-                f"{entry.block_size_bytes} in the journal volume, {shape.size_bytes} in blocks of "
-                f"{shape.block_size_bytes} in the configuration"
+                f"volume {shape.name!r} has blocks of {entry.block_size_bytes} bytes in the journal volume, "
+                f"of {shape.block_size_bytes} in the configuration"
+            )
+        if entry.size_bytes < shape.size_bytes:  # a larger one has grown since it was configured
+            _log.warning(
+                "volume %r has %d bytes, and %d in the configuration: replctl group grow-volume",
+                shape.name,
+                entry.size_bytes,
+                shape.size_bytes,
             )
         if devices[shape.name].size_bytes < shape.size_bytes:
             raise OperatorError(

@@ -132,6 +132,11 @@ def _take(
             continue
         if record_type in RESTORABLE:
             batch.put(row)
+        elif record_type == RecordType.GROW:
+            result.bytes_written += batch.write()
+            batch.hold(pack.view)
+            if not own:  # at home it was done before the record was written
+                grow(Descriptor._make(row), volumes)
         elif record_type == RecordType.VERIFY:
             if stretch.verify and sequence > stretch.verify_from:
                 result.bytes_written += batch.write()
@@ -141,6 +146,13 @@ def _take(
             _note(pack, Descriptor._make(row), SequenceNumber(sequence), result)
     result.sequence = max(result.sequence, SequenceNumber(sequence))
     return True
+
+
+def grow(record: Descriptor, volumes: Mapping[int, BlockDevice]) -> None:
+    """The volume has the range of this record from here on, and it holds zeros."""
+    device = volumes[record.volume]
+    device.grow(record.offset + record.length)
+    device.punch(record.offset, record.length)
 
 
 def _note(pack: Pack, record: Descriptor, sequence: SequenceNumber, result: Restored) -> None:

@@ -91,7 +91,7 @@ class Subsystem:
             size = None if volume.size is None else int(volume.size)
             device = self._device(table, str(volume.name), volume.path, size)
             devices[str(volume.name)] = device
-            shapes.append(VolumeShape(str(volume.name), size or device.size_bytes, volume.block_size))
+            shapes.append(VolumeShape(str(volume.name), size or 0, volume.block_size))
         settings = GroupSettings(
             name,
             site=site,
@@ -120,6 +120,8 @@ class Subsystem:
         group.listen(_tells_write_protection(group, units))
         journal_volume = ReadOnlyVolume(journal, self.loop, name=f"{name}.journal", serial=serial)
         san[table.san_lun] = LogicalUnit(journal_volume)
+        group.listen(journal_volume.look_at_size)
+        group.listen(tells_sizes([*units, san[table.san_lun]]))
 
     def _reservations(self, group: str, volume: str) -> ReservationFile:
         directory = self.config.site.state_dir / "reservations"
@@ -297,6 +299,17 @@ def _tells_write_protection(group: ConsistencyGroup, units: Sequence[LogicalUnit
             protected = now
             for unit in units:
                 unit.raise_unit_attention(MODE_PARAMETERS_CHANGED)
+
+    return look
+
+
+def tells_sizes(units: Sequence[LogicalUnit]) -> Callable[[], None]:
+    """Hosts hear that a volume has grown, and peers that a journal has (CAPACITY DATA HAS CHANGED)."""
+
+    def look() -> None:
+        for unit in units:
+            if unit.volume.size_bytes >> unit.block_shift != unit.block_count:
+                unit.capacity_changed()
 
     return look
 

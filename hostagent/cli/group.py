@@ -10,7 +10,8 @@ from hostagent.cli.output import Json, bytes_text, say, show_facts, show_json, s
 from hostagent.cli.pair import Group
 from hostagent.cli.site import chosen_site
 from hostagent.cli.waiting import Status, Timeout, Wait, wait_for
-from target.errors import IntegrityError
+from target.control.site_file import ByteSize, JournalSize, VolumeSize
+from target.errors import IntegrityError, OperatorError
 
 marker_app = typer.Typer(help="Named points in the order of a group's writes.", no_args_is_help=True)
 group_app = typer.Typer(help="Consistency groups.", no_args_is_help=True)
@@ -72,6 +73,49 @@ def group_status(context: typer.Context, group: Group, json: Json = False) -> No
         show_json(result)
     else:
         _show_group(result)
+
+
+@group_app.command("grow-volume")
+def grow_volume(
+    context: typer.Context,
+    group: Group,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME")],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="In all, not more: 20GiB.")],
+    json: Json = False,
+) -> None:
+    """Give VOLUME of GROUP more space; hosts and mirrors are told. Ask at the primary."""
+    params = {"volume": volume, "size_bytes": _size(VolumeSize, size)}
+    _grow(context, group, "volume.grow", params, f"volume {volume}", json)
+
+
+@group_app.command("grow-journal")
+def grow_journal(
+    context: typer.Context,
+    group: Group,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="In all, not more: 64GiB.")],
+    json: Json = False,
+) -> None:
+    """Make the journal volume of GROUP at this site larger. Hosts' writes wait until it is empty."""
+    _grow(context, group, "journal.grow", {"size_bytes": _size(JournalSize, size)}, "the journal", json)
+
+
+def _size(kind: type[ByteSize], text: str) -> int:
+    try:
+        return kind.parse(text)
+    except ValueError as error:
+        raise OperatorError(str(error)) from None
+
+
+def _grow(
+    context: typer.Context, group: str, op: str, params: dict[str, object], what: str, as_json: bool
+) -> None:
+    site = chosen_site(context)
+    with site.connect() as client:
+        result = client.call(op, {"group": site.group(group), **params})
+    if as_json:
+        show_json(result)
+    else:
+        say(f"{what} of {group}: {'larger now' if result['changed'] else 'unchanged'}")
 
 
 def verify(

@@ -116,6 +116,7 @@ class GroupState(msgspec.Struct, frozen=True):
     mirrors: list[MirrorStatus]
     fetch: FetchStatus | None
     verify: VerifyStatus | None
+    ring_bytes: int = 0
 
 
 class LioRing(msgspec.Struct, frozen=True):
@@ -263,6 +264,8 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     consistent: bool
     latest: int = -1
     """The last record the secondary had when what it wrote alone was collected; -1: it does not matter."""
+    sizes: list[tuple[int, int]] = []
+    """(volume id, bytes), as at the primary."""
 
 
 class PromotedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -306,6 +309,23 @@ class AdvanceFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     group: str
     durable_lsn: int
+    ring_bytes: int | None = None
+    """The size of the peer's ring; None: it was not told."""
+
+
+class GrowVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Give a volume more bytes."""
+
+    group: str
+    volume: str
+    size_bytes: int
+
+
+class GrowJournal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Make the journal volume larger, to this size."""
+
+    group: str
+    size_bytes: int
 
 
 class RestoreTo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,8 @@ from target.control.messages import (
     CreateMarker,
     ExportSince,
     Follow,
+    GrowJournal,
+    GrowVolume,
     LioObject,
     LioStatus,
     MarkerState,
@@ -37,6 +39,7 @@ from target.control.state import epoch_start, group_state
 from target.engine import Engine
 from target.errors import ConflictError, OperatorError, ReplctlError
 from target.group import Access
+from target.growing import answered, grow_journal, grow_volume
 from target.histories import (
     History,
     changed_since,
@@ -86,6 +89,8 @@ class Operations:
             "group.changed": (ChangedSince, self._changed),
             "group.export": (ExportSince, self._export),
             "group.verify": (OfGroup, self._verify),
+            "volume.grow": (GrowVolume, self._grow_volume),
+            "journal.grow": (GrowJournal, self._grow_journal),
             "group.restore": (RestoreTo, self._restore),
             "journal.at": (AtSequence, self._journal_at),
             "mirror.add": (AddMirror, self._add_mirror),
@@ -196,6 +201,7 @@ class Operations:
             SequenceNumber(params.sequence),
             bytes.fromhex(params.digest),
             params.consistent,
+            tuple(params.sizes),
         )
         follow(group, history, _answer(reply))
 
@@ -233,6 +239,13 @@ class Operations:
             raise OperatorError(f"group {group.name!r} has no mirrors here: verify at its primary")
         group.start_verify()
         reply()
+
+    def _grow_volume(self, params: GrowVolume, reply: Reply) -> None:
+        group = self._engine.group(params.group)
+        grow_volume(group, params.volume, params.size_bytes, answered(reply))
+
+    def _grow_journal(self, params: GrowJournal, reply: Reply) -> None:
+        grow_journal(self._engine.group(params.group), params.size_bytes, answered(reply))
 
     def _restore(self, params: RestoreTo, reply: Reply) -> None:
         group = self._engine.group(params.group)
@@ -371,7 +384,7 @@ class Operations:
         fetch = self._engine.fetches.get(params.group)
         if fetch is None:
             raise OperatorError(f"nothing is being fetched for group {params.group!r}")
-        fetch.advance(params.durable_lsn)
+        fetch.advance(params.durable_lsn, params.ring_bytes)
         reply()
 
     def _stop_fetch(self, params: OfGroup, reply: Reply) -> None:

@@ -40,6 +40,8 @@ RING_BYTES_MIN = 40 << 20
 
 _FILL_BYTES = 8 << 20
 _AGAIN_BYTES = 1 << 20
+_GROWTH = 4
+"""Bitmaps have room for volumes so many times as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def format_journal(
     entries = []
     page = 0
     for number, volume in enumerate(volumes, start=1):
-        pages = max(1, -(-volume.size_bytes // (BITS_PER_PAGE * EXTENT_BYTES)))
+        room = volume.size_bytes * _GROWTH if volume.size_bytes > BITS_PER_PAGE * EXTENT_BYTES else 0
+        pages = max(1, -(-room // (BITS_PER_PAGE * EXTENT_BYTES)))
         entries.append(
             VolumeEntry(number, volume.name, volume.size_bytes, volume.block_size_bytes, page, pages)
         )
@@ -132,11 +135,14 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     index = PackIndex()
     markers: list[tuple[SequenceNumber, Marker]] = []
     epochs = list(superblock.epochs)
+    grown: dict[int, int] = {}
     recovery = Recovery(device, superblock, superblock.checkpoint_lsn)
     position = superblock.tail
     for pack in recovery.packs():
         index.append(Position(pack.header.lsn, position.sequence, position.digest))
-        for number, (kind, _, _, length, _, _, start, crc) in enumerate(pack.header.rows()):
+        for number, (kind, _, volume, length, offset, size, start, crc) in enumerate(pack.header.rows()):
+            if kind == RecordType.GROW:
+                grown[volume] = offset + size
             if kind not in (RecordType.MARKER, RecordType.EPOCH):
                 continue
             data = pack.view[start : start + length]
@@ -153,6 +159,8 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     if epochs:
         superblock = replace(superblock, epochs=tuple(epochs), epoch=epochs[-1].epoch, reign=epochs[-1].reign)
     journal = Journal(device, superblock, recovery.result.head, index)
+    for volume, size in grown.items():
+        journal.grow_volume(volume, size)
     journal.filled_bytes = _filled(device, journal)
     return Opened(journal, recovery.result.corruption, markers)
 

@@ -104,6 +104,8 @@ class RecordType(IntEnum):
     """SHA-256 of an extent's content at this point (32 bytes of data)."""
     EPOCH = 7
     """First record of an epoch; data: `EpochStart`, 80 bytes."""
+    GROW = 8
+    """The volume is larger from here on: the range behind its former end, which holds zeros; no data."""
 
 
 RESTORABLE = frozenset((RecordType.UPDATE, RecordType.ZERO, RecordType.BASE, RecordType.BASE_ZERO))

@@ -74,7 +74,7 @@ class Journal:
         self.durable_generation = superblock.generation
         self._superblock_dirty = True
         self._extra_writes: list[tuple[int, bytes]] = []
-        self._epoch_begun = False
+        self._flush_first = False
 
     # -- places and space --
 
@@ -239,7 +239,7 @@ class Journal:
         """Make all that was appended durable, and the superblock if it changed. One at a time."""
         head = self.head
         extra, self._extra_writes = self._extra_writes, []
-        epoch_begun, self._epoch_begun = self._epoch_begun, False
+        flush_first, self._flush_first = self._flush_first, False
         superblock: Superblock | None = None
         if self._superblock_dirty:
             superblock = replace(
@@ -255,7 +255,7 @@ class Journal:
         def work() -> None:
             for offset, page in extra:
                 device.pwritev([page], offset)
-            if extra or epoch_begun:
+            if extra or flush_first:
                 # What was dropped is marked, durably, before a superblock lets its place be reused; and the
                 # records that an epoch forks from are durable before a superblock names it.
                 device.flush()
@@ -302,7 +302,26 @@ class Journal:
         """What is appended from now on belongs to this epoch."""
         epochs = (*self.superblock.epochs, start)[-EPOCHS_MAX:]
         self.change_superblock(epoch=start.epoch, reign=start.reign, epochs=epochs)
-        self._epoch_begun = True
+        self._flush_first = True
+
+    def grow_volume(self, volume: int, size_bytes: int) -> None:
+        """A volume is larger from here on; its record is durable before a superblock says so."""
+        entries = tuple(
+            replace(entry, size_bytes=max(entry.size_bytes, size_bytes)) if entry.id == volume else entry
+            for entry in self.superblock.volumes
+        )
+        self.change_superblock(volumes=entries)
+        self._flush_first = True
+
+    def grow_ring(self, ring_bytes: int) -> None:
+        """A larger ring, with nothing in it: everything was applied and received, or marked.
+
+        As at a restart the LSN goes on where no pack that is left in the ring can be taken for a new one.
+        """
+        written = self.filled_bytes
+        lsn = Lsn((self.head.lsn // ring_bytes + 2) * ring_bytes)
+        self._begin_empty(Position(lsn, self.head.sequence, self.head.digest), ring_bytes)
+        self.filled_bytes = written
 
     def restart_at(self, sequence: SequenceNumber, digest: bytes) -> None:
         """Forget every pack and go on behind `sequence`, as if the ring began there.
@@ -311,16 +330,19 @@ class Journal:
         """
         ring = self.superblock.ring_bytes
         lsn = Lsn((self.head.lsn // ring + 2) * ring)
-        position = Position(lsn, sequence, digest)
+        self._begin_empty(Position(lsn, sequence, digest), ring)
+
+    def _begin_empty(self, position: Position, ring_bytes: int) -> None:
         self.index.clear()
         self.head = self.durable = position
-        self.free_tail_lsn = lsn
+        self.free_tail_lsn = position.lsn
         self.change_superblock(
+            ring_bytes=ring_bytes,
             tail=position,
-            checkpoint_lsn=lsn,
-            checkpoint_sequence=sequence,
-            durable_lsn=lsn,
-            durable_sequence=sequence,
+            checkpoint_lsn=position.lsn,
+            checkpoint_sequence=position.sequence,
+            durable_lsn=position.lsn,
+            durable_sequence=position.sequence,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from target.errors import IntegrityError, PeerError
 from target.group import ConsistencyGroup
+from target.growing import let_grow
 from target.journal.record import Lsn
 from target.journal.superblock import COPIES, SUPERBLOCK_BYTES, Position, Superblock, decode, newest
 from target.san.intake import Intake, Taken
@@ -86,8 +87,13 @@ class Fetch:
         self.bytes_read = 0
         source.open(self._up, self._down)
 
-    def advance(self, durable_lsn: int) -> None:
-        """The peer's journal is durable up to this LSN of its own."""
+    def advance(self, durable_lsn: int, ring_bytes: int | None = None) -> None:
+        """The peer's journal is durable up to this LSN of its own; `ring_bytes` is the size of its ring."""
+        if self._peer is not None and ring_bytes not in (None, self._peer.ring_bytes):
+            self._end(
+                FetchState.DOWN, "the peer's journal has another size now: its places are looked up anew"
+            )
+            return
         self._limit_lsn = max(self._limit_lsn, durable_lsn)
         self._fill()
 
@@ -169,9 +175,13 @@ class Fetch:
                 self._group.scheduler.call_later(_RETRY_SECONDS, self._retry)
                 return
             # An epoch is known when the last of these packs is ours, not before its own record is.
-            epochs = taken.epochs if count == len(taken.packs) else []
+            last = count == len(taken.packs)
             try:
-                self._group.receive(taken.packs[:count], epochs)
+                if taken.grown:
+                    let_grow(self._group, taken.grown)
+                self._group.receive(
+                    taken.packs[:count], taken.epochs if last else [], taken.grown if last else {}
+                )
             except OSError as error:
                 self._end(FetchState.DOWN, f"our own journal could not be written: {error}")
                 return

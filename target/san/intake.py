@@ -24,7 +24,7 @@ from target.journal.superblock import Position
 from target.volume import SECTOR_BYTES, Buffer
 
 _WITH_CONTENT = frozenset((RecordType.UPDATE, RecordType.BASE))
-_WITHOUT_DATA = frozenset((RecordType.ZERO, RecordType.BASE_ZERO))
+_WITHOUT_DATA = frozenset((RecordType.ZERO, RecordType.BASE_ZERO, RecordType.GROW))
 _DIGEST_BYTES = 32
 
 
@@ -34,6 +34,8 @@ class Taken:
 
     packs: list[tuple[PackHeader, Buffer]] = field(default_factory=list)
     epochs: list[EpochStart] = field(default_factory=list)
+    grown: dict[int, int] = field(default_factory=dict)
+    """Volume id -> the bytes it has behind these packs."""
 
 
 class Intake:
@@ -42,7 +44,7 @@ class Intake:
     def __init__(self, position: Position, group_id: bytes, volume_sizes: Mapping[int, int]) -> None:
         self.position = position
         self._group_id = group_id
-        self._volume_sizes = volume_sizes
+        self._volume_sizes = dict(volume_sizes)
         self._rest = b""
 
     def feed(self, data: Buffer) -> Taken:
@@ -115,6 +117,9 @@ class Intake:
                 )
             if data_length != wanted:
                 raise IntegrityError(f"record {header.first_sequence + number} has data of the wrong length")
+            if record_type == RecordType.GROW and volume in self._volume_sizes:
+                taken.grown[volume] = max(self._volume_sizes[volume], offset + length)
+                self._volume_sizes[volume] = taken.grown[volume]
             size = self._volume_sizes.get(volume)
             if size is None or offset + length > size or (offset | length) & (SECTOR_BYTES - 1):
                 raise IntegrityError(

@@ -252,6 +252,9 @@ class Actions:
             if machine.crash_pending:
                 machine.crash_now()
             self._slow(machine.name, 1.0)
+            for site in machine.sites.values():
+                for disk in site.disks.values():
+                    disk.limit_bytes = 1 << 40  # somebody gave it room
             self._mend(machine.name)
             machine.start_target()
             machine.start_agent()

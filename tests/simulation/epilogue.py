@@ -47,10 +47,11 @@ def _idle(site: SimSite, latest: int) -> bool:
 def _rot(site: SimSite) -> None:
     """A bit flips, and a sector is where another belongs."""
     rng = site.world.clock.random
-    for disk in site.disks.values():
-        place = rng.randrange(disk.size_bytes)
+    for name, disk in site.disks.items():
+        size = next(v.size_bytes for v in site.target.group.volumes if v.name == name)
+        place = rng.randrange(size)
         disk.corrupt(place, bytes((disk.pread(1, place)[0] ^ 1 << rng.randrange(8),)))
-        one, other = (rng.randrange(disk.size_bytes // SECTOR) * SECTOR for _ in range(2))
+        one, other = (rng.randrange(size // SECTOR) * SECTOR for _ in range(2))
         disk.corrupt(one, disk.pread(SECTOR, other))
     site.rotten = site.had_rot = True
 
@@ -70,4 +71,7 @@ def _verify(world: Scene, primary: SimSite, secondaries: list[SimSite]) -> None:
 
 def _equal(primary: SimSite, site: SimSite) -> bool:
     image = primary.image()
-    return all(site.disks[name].snapshot() == image[number] for number, name in site.volume_names.items())
+    return all(
+        site.disks[name].snapshot()[: len(image[number])] == image[number]
+        for number, name in site.volume_names.items()
+    )

@@ -183,6 +183,8 @@ def apply(image: Image, record: NewRecord) -> None:
         image[record.volume][record.offset : record.offset + record.length] = record.data
     elif record.type == RecordType.ZERO:
         image[record.volume][record.offset : record.offset + record.length] = bytes(record.length)
+    elif record.type == RecordType.GROW:
+        image[record.volume][record.offset :] = bytes(record.length)
 
 
 def _apply_all(image: Image, records: Sequence[NewRecord]) -> None:

@@ -10,7 +10,7 @@ from target.journal.record import RecordType
 from target.journal.superblock import Role
 from target.volume import Buffer, VolumeError
 from tests.simulation.checkers.base import Checker
-from tests.simulation.history import SECTOR, Node, stamp_of, stamped
+from tests.simulation.history import SECTOR, Node, apply, stamp_of, stamped
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Hosts(Checker):
         """Send one command, if there is somebody to take it."""
         if not site.target.alive:
             return None
-        size = site.disks[volume].size_bytes // SECTOR
+        size = site.target.volumes[volume].size_bytes // SECTOR
         sectors = min(sectors, size)
         sector = min(sector, size - sectors)
         request = HostRequest(self, kind, site, volume, sector * SECTOR, sectors * SECTOR, fua)
@@ -173,9 +173,8 @@ class Hosts(Checker):
         image = history.image(request.seen_at)
         for node in history.path(request.seen_at, site.node):
             for record in node.records:
-                if record.volume == number and record.type in (RecordType.UPDATE, RecordType.ZERO):
-                    data = record.data if record.type == RecordType.UPDATE else bytes(record.length)
-                    image[number][record.offset : record.offset + record.length] = data
+                if record.volume == number:
+                    apply(image, record)
             versions.append(bytes(image[number][request.offset : request.offset + request.length]))
         for at in range(0, request.length, SECTOR):
             if request.data[at : at + SECTOR] not in {version[at : at + SECTOR] for version in versions}:

@@ -337,7 +337,7 @@ def consistent_before_the_copy_is_complete() -> Any:
 def take_over_without_the_rest_of_the_journal() -> Any:
     """A takeover serves the volumes without what was received and not restored."""
     return patch.object(
-        histories, "unapplied", lambda reader, start, end, group_id, place: Generation(start.lsn)
+        histories, "unapplied", lambda reader, start, end, group_id, place, volumes: Generation(start.lsn)
     )
 
 

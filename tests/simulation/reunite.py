@@ -17,6 +17,7 @@ from tests.simulation.violation import Violation
 
 _ROUNDS_MAX = 30
 _SETTLE_SECONDS = 7.0
+_PATIENCE_SECONDS = 15.0
 _PAIR_SECONDS = 90.0
 """Longer than a site stands still for a merge that broke off."""
 
@@ -31,7 +32,7 @@ def reunite(world: Scene) -> None:
         if primary is not None and _until_equal(world, primary):
             return
         done.append(_next_step(world, statuses))
-        world.run_for(2.0)
+        world.run_for(_PATIENCE_SECONDS if "is under way" in done[-1] else 2.0)
     raise Violation("the sites do not come together: " + "; ".join(done[-8:]) + f"; {_short(statuses)}")
 
 
@@ -84,7 +85,7 @@ def _until_equal(world: Scene, primary: SimSite) -> bool:
         if not site.target.group.consistent:
             raise Violation(f"{primary.name} shows PAIR, and {site.name} is not consistent")
         for number, name in site.volume_names.items():
-            if site.disks[name].snapshot() != image[number]:
+            if site.disks[name].snapshot()[: len(image[number])] != image[number]:
                 raise Violation(
                     f"{name} of {site.name} differs from {primary.name}'s although they are in PAIR"
                 )
@@ -127,8 +128,25 @@ def _next_step(world: Scene, statuses: dict[str, dict[str, Any]]) -> str:
             if statuses[other]["role"] != "simplex":
                 text += "; " + _do(world, other, "pair.delete")
             text += "; " + _do(world, primary, "pair.create", secondary=other)
+        if "make them alike" in text:
+            text += _alike(world)
         return f"{_short(statuses)}, {other} is {status} at {primary}: {text}"
     return "waited"
+
+
+def _alike(world: Scene) -> str:
+    """Two sites whose volumes have different sizes: the smaller ones grow."""
+    text = ""
+    largest: dict[str, int] = {}
+    for site in world.sites.values():
+        for volume in site.target.group.volumes:
+            largest[volume.name] = max(largest.get(volume.name, 0), volume.size_bytes)
+    for name, site in world.sites.items():
+        for volume in site.target.group.volumes:
+            if volume.size_bytes < largest[volume.name]:
+                params = {"volume": volume.name, "size_bytes": largest[volume.name]}
+                text += "; " + _do(world, name, "volume.grow", **params)
+    return text
 
 
 def _renew(world: Scene, name: str, statuses: dict[str, dict[str, Any]]) -> str:
@@ -165,6 +183,8 @@ def _nobody_reigns(world: Scene, statuses: dict[str, dict[str, Any]]) -> str:
                     answers.append(_do(world, simplex[0], "pair.delete", secondary=other))
             else:
                 answers.append(_do(world, simplex[0], "pair.create", secondary=other))
+                if "make them alike" in answers[-1]:
+                    answers.append(_alike(world))
             if statuses[other]["role"] == "secondary" and "error" in answers[-1]:
                 answers.append(_do(world, other, "takeover", force=True))
         return f"{text}: {'; '.join(answers)}"

@@ -17,6 +17,7 @@ from tests.simulation.checkers.base import Checker
 from tests.simulation.history import History
 from tests.simulation.hosts import Hosts
 from tests.simulation.operators import Operators
+from tests.simulation.schedule import VOLUME_NAMES
 from tests.simulation.sim_site import SimSite
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from tests.simulation.schedule import GroupPlan
     from tests.simulation.sim_scheduler import SimClock
     from tests.simulation.world import World
-
-_VOLUME_NAMES = ("data", "log", "index", "archive")
 
 
 class Scene:
@@ -44,12 +43,15 @@ class Scene:
         self.diverged_since: dict[tuple[str, bytes], float] = {}
         self.history = History(dict(enumerate(plan.volume_bytes, start=1)))
         shapes = tuple(
-            VolumeShape(name, size, 512) for name, size in zip(_VOLUME_NAMES, plan.volume_bytes, strict=False)
+            VolumeShape(name, size, 512) for name, size in zip(VOLUME_NAMES, plan.volume_bytes, strict=False)
         )
         self.sites: dict[str, SimSite] = {}
         for machine in world.machines.values():
             site = SimSite(self, machine, shapes, plan.journal_bytes)
             self.sites[machine.name] = machine.sites[number] = site
+            if plan.small_disks and machine.name == "b":
+                for disk in site.disks.values():
+                    disk.limit_bytes = disk.size_bytes
         self.operators = Operators(self)
         self.hosts = Hosts(self)
         self._hooks: dict[str, list[Callable[..., None]]] = {}

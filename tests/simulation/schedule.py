@@ -15,6 +15,7 @@ SERVING = "*"
 """Whichever site takes writes at that moment."""
 
 SITES = ("a", "b")
+VOLUME_NAMES = ("data", "log", "index", "archive")
 OPERATIONS_MIN = 300
 FAULTS_MIN = 10
 
@@ -38,6 +39,8 @@ class GroupPlan:
     volume_bytes: tuple[int, ...]
     journal_bytes: int
     throttle: bool
+    small_disks: bool
+    """The disks of site b have no room to grow, for as long as faults go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ def plan_for(seed: int) -> Plan:
             ),
             rng.choice((5, 6, 8, 12)) * MIB + (1 << 19),
             throttle=rng.random() < 0.1,
+            small_disks=rng.random() < 0.1,
         )
         for _ in range(2 if rng.random() < 0.25 else 1)
     )
@@ -116,6 +120,8 @@ def plan_for(seed: int) -> Plan:
         _disaster(rng, steps, duration, disaster, groups)
     _faults(rng, steps, duration, FAULTS_MIN + 1 + rng.randrange(5), groups)
     _operators(rng, steps, duration, rng.randrange(4, 16), len(groups))
+    if rng.random() < 0.35:
+        _growth(rng, steps, duration, groups)
     steps.sort(key=lambda step: step.time)
     return Plan(
         seed=seed,
@@ -262,6 +268,24 @@ def _operators(rng: random.Random, steps: list[Step], duration: float, count: in
         elif op in ("pair.split", "verify", "pair.delete") and rng.random() < 0.8:
             site = SERVING
         steps.append(Step(time, "ask", (group, site, op, params)))
+
+
+def _growth(rng: random.Random, steps: list[Step], duration: float, groups: tuple[GroupPlan, ...]) -> None:
+    for _ in range(rng.randrange(1, 4)):
+        group = rng.randrange(len(groups))
+        site = SERVING if rng.random() < 0.8 else rng.choice(SITES)
+        op: str
+        params: tuple[tuple[str, Any], ...]
+        if rng.random() < 0.5:
+            number = rng.randrange(len(groups[group].volume_bytes))
+            more = rng.choice((4096, 65536, 131072 + 8192, 524288))
+            size = (groups[group].volume_bytes[number] + more) // 4096 * 4096
+            op, params = "volume.grow", (("volume", VOLUME_NAMES[number]), ("size_bytes", size))
+        else:
+            size = groups[group].journal_bytes + rng.choice((1, 2, 4)) * MIB
+            op, params = "journal.grow", (("size_bytes", size),)
+            site = site if rng.random() < 0.5 else rng.choice(SITES)
+        steps.append(Step(rng.uniform(1.0, duration), "ask", (group, site, op, params)))
 
 
 def _other(site: str) -> str:

@@ -24,7 +24,9 @@ class SimDisk:
     """Passes the same conformance tests as `FileDevice`."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+        self.size_bytes = self.durable_size_bytes = size_bytes
+        self.limit_bytes = 1 << 40
+        """It cannot grow further."""
         self._durable: Pages = {}
         self._content: Pages = {}
         """Page number -> what it holds; none: zeros."""
@@ -121,6 +123,7 @@ class SimDisk:
             self.on_flush()
 
     def _make_durable(self) -> None:
+        self.durable_size_bytes = self.size_bytes
         for page in self._dirty:
             content = self._content.get(page)
             if content is None:
@@ -156,6 +159,15 @@ class SimDisk:
             yield start, min(stop * _PAGE, end) - start
             page = self._allocated.find(1, stop, limit)
 
+    def grow(self, size_bytes: int) -> None:
+        if size_bytes > self.limit_bytes:
+            raise OSError(errno.ENOSPC, f"it cannot have more than {self.limit_bytes} bytes")
+        if size_bytes > self.size_bytes:
+            if self.on_operation is not None:
+                self.on_operation()
+            self.size_bytes = size_bytes
+            self._allocated.extend(bytes(-(-size_bytes // _PAGE) - len(self._allocated)))
+
     def close(self) -> None:
         pass
 
@@ -172,6 +184,11 @@ class SimDisk:
         elif style < 0.9:
             keep = rng.random()
             survivors = [sector for sector in survivors if rng.random() < keep]
+        if self.size_bytes != self.durable_size_bytes and rng.random() < 0.5:
+            self.size_bytes = self.durable_size_bytes
+            survivors = [(at, data) for at, data in survivors if at + len(data) <= self.size_bytes]
+            del self._allocated[-(-self.size_bytes // _PAGE) :]
+        self.durable_size_bytes = self.size_bytes
         for offset, data in survivors:
             _write(self._durable, offset, data)
         self._content = dict(self._durable)
@@ -190,9 +207,10 @@ class SimDisk:
         return dict(self._durable), bytes(self._allocated)
 
     def restore_backup(self, backup: tuple[Pages, bytes]) -> None:
-        """The disk is as it was when the backup was made."""
+        """The disk is as it was when the backup was made, but not smaller."""
         self._durable, self._content = dict(backup[0]), dict(backup[0])
-        self._allocated[:] = backup[1]
+        self._allocated[: len(backup[1])] = backup[1]
+        self._allocated[len(backup[1]) :] = bytes(len(self._allocated) - len(backup[1]))
         self._dirty.clear()
         self._unflushed.clear()
 

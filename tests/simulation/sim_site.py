@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import errno
 import random
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from crc32c import crc32c
+
 from target.group import Access
 from target.journal.format import VolumeShape, format_journal
-from target.journal.record import BLOCK_BYTES, NO_DIGEST, RecordType
+from target.journal.record import BLOCK_BYTES, NO_DIGEST, RecordType, decode_header
 from target.journal.ring import Journal, NewRecord
 from target.journal.superblock import COPIES, SUPERBLOCK_BYTES, Position, decode
 from tests.simulation.history import Image, Node, apply, stamp_of
@@ -76,8 +79,8 @@ class SimSite:
         self.damaged_at: int | None = None
         """Where the journal volume was damaged at rest."""
         self._kept: list[tuple[dict[int, bytes], bytes]] | None = None
-        self.refused: tuple[Node, list[NewRecord], int] | None = None
-        """What the journal could not take last: records, the pack in front of them, their epoch."""
+        self.refused: list[tuple[Node, list[NewRecord], int]] = []
+        """What the journal refused since it last took something: the pack in front, records, their epoch."""
         self._image: tuple[Node, Image] | None = None
         self.target = SimGroup(self)
         self._watch_disks()
@@ -166,12 +169,15 @@ class SimSite:
 
     def renew_journal(self) -> None:
         """An operator moves a journal volume away; the group begins a history with what the volumes hold."""
+        sizes = {volume.name: volume.size_bytes for volume in self.target.group.volumes}
+        self.shapes = tuple(replace(shape, size_bytes=sizes[shape.name]) for shape in self.shapes)
         self.journal_disk = SimDisk(self.journal_disk.size_bytes)
         self.group_id = self.world.clock.random.randbytes(16)
         format_journal(self.journal_disk, self.group_id, self.shapes, RING_BYTES_MIN)
         self.journal_disk.fill()
         content = {
-            number: bytearray(self.disks[name].snapshot()) for number, name in self.volume_names.items()
+            number: bytearray(self.disks[shape.name].snapshot()[: shape.size_bytes])
+            for number, shape in enumerate(self.shapes, start=1)
         }
         self.node = self.really_durable = self.world.history.new_root(self.name, content)
         self.world.history.name_root(self.group_id, self.node)
@@ -229,10 +235,12 @@ class SimSite:
 
     def _find_refused(self, journal: Journal) -> None:
         """A write that failed may be there all the same, or a part of it."""
-        if self.refused is None or self.world.history.find(journal.head.digest, journal.superblock.group_id):
+        if not self.refused or self.world.history.find(journal.head.digest, journal.superblock.group_id):
             return
-        parent, records, epoch = self.refused
         ends = [journal.index.boundary(number) for number in range(len(journal.index))]
+        parent, records, epoch = next(
+            attempt for attempt in self.refused if self._is_there(journal, ends, *attempt[:2])
+        )
         ends = [end for end in ends if end.sequence > parent.last]
         for node in self.nodes(parent, [*ends, journal.head], records, epoch):
             self.world.history.add(node)
@@ -242,6 +250,22 @@ class SimSite:
                     assert write is not None
                     self.world.history.node_of_write[write] = (node, node.first + number)
             node.forget_copies()
+
+    def _is_there(
+        self, journal: Journal, ends: list[Position], parent: Node, records: list[NewRecord]
+    ) -> bool:
+        """Whether the pack behind `parent` begins with these records: several may have been tried there."""
+        begin = next(end for end in ends if end.sequence == parent.last)
+        place = journal.place(begin.lsn)
+        header = decode_header(self.journal_disk.pread(BLOCK_BYTES, place))
+        if header is not None and header.is_pad:
+            header = decode_header(self.journal_disk.pread(BLOCK_BYTES, journal.superblock.ring_offset))
+        assert header is not None
+        found = [(row.type, row.volume, row.offset, row.length, row.crc) for row in header.descriptors()]
+        return found == [
+            (r.type, r.volume, r.offset, r.length, crc32c(r.data) if r.data else 0)
+            for r in records[: len(found)]
+        ]
 
     def appended(self, node: Node) -> None:
         image = self.image()
@@ -263,7 +287,10 @@ class SimSite:
         journal = self.target.group.journal
         found: Node | None
         if journal.head.digest == NO_DIGEST:  # nobody's copy: a history of its own begins with what is there
-            content = {n: bytearray(self.disks[name].snapshot()) for n, name in self.volume_names.items()}
+            content = {
+                volume.id: bytearray(self.disks[volume.name].snapshot()[: volume.size_bytes])
+                for volume in journal.superblock.volumes
+            }
             found = self.world.history.new_root(self.name, content)
         else:
             found = self.world.history.find(journal.head.digest, journal.superblock.group_id)

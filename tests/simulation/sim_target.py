@@ -171,9 +171,9 @@ class SimGroup:
             try:
                 places = append(records, time_ns)
             except OSError:
-                site.refused = (site.node, kept, epoch)
+                site.refused.append((site.node, kept, epoch))
                 raise
-            site.refused = None
+            site.refused.clear()
             ends = [journal.index.boundary(number) for number in range(known + 1, len(journal.index))]
             for node in site.nodes(site.node, [*ends, journal.head], kept, epoch):
                 world.history.add(node)

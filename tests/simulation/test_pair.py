@@ -12,6 +12,7 @@ from target.group import Access
 from target.histories import History, changed_since, export_since, follow, promote
 from target.journal.record import SequenceNumber
 from target.journal.superblock import MirrorState, Role
+from target.mirrors import DISCARD_ABOVE_PERCENT
 from target.pairing import Begin, add_mirror, resync_mirror
 from target.san.fetch import Fetch, FetchState
 from tests.simulation.sim_link import SimLink
@@ -187,7 +188,9 @@ def test_a_full_journal_marks_and_resync_copies_only_what_is_marked() -> None:
     data = pair.primary.volumes["data"].size_bytes
     for number in range(60):
         pair.primary.write_now("data", (number % 2) * MIB, rng.randbytes(MIB))
-    pair.clock.run_until(lambda: pair.state is MirrorState.ERROR)
+    mirrors = pair.primary.group.mirrors
+    pair.clock.run_until(lambda: pair.state is MirrorState.ERROR and not mirrors.discarding)
+    pair.clock.run_until(lambda: mirrors.full_percent() < DISCARD_ABOVE_PERCENT)
     marked = pair.primary.group.mirrors["b"].bitmap.marked_bytes
     assert 0 < marked <= 2 * MIB < data
     pair.resync()

@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from tests.simulation.sim_site import SimSite
 
 
+_CHANGES = {RecordType.UPDATE, RecordType.ZERO, RecordType.GROW}
+
+
 class BaseContent(Checker):
     def appending(self, site: SimSite, node: Node, image: Image) -> None:
         kinds = {record.type for record in node.records}
         if not kinds & {RecordType.BASE, RecordType.BASE_ZERO, RecordType.VERIFY}:
             return
-        if kinds & {RecordType.UPDATE, RecordType.ZERO}:
+        if kinds & _CHANGES:
             image = {volume: bytearray(content) for volume, content in image.items()}
         for number, record in enumerate(node.records):
-            if record.type in (RecordType.UPDATE, RecordType.ZERO):
+            if record.type in _CHANGES:
                 apply(image, record)
                 continue
             if record.type not in (RecordType.BASE, RecordType.BASE_ZERO, RecordType.VERIFY):

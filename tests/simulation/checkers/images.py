@@ -48,7 +48,7 @@ class Images(Checker):
             return
         changes = site.changes
         if group.role is not Role.SECONDARY:
-            found = self._through_overlay(site)
+            found = self._through_overlay(site, site.image())
             self._compare(site, site.image(), found, f"the end of its journal, {site.node}")
             self._seen[site.name] = changes
             return
@@ -57,15 +57,18 @@ class Images(Checker):
             return
         node = self.world.history.at_sequence(site.node, background.applied_sequence)
         expected = self.world.history.image(node, background.applied_sequence)
-        found = {number: site.disks[name].snapshot() for number, name in site.volume_names.items()}
+        found = {
+            number: site.disks[name].snapshot()[: len(expected[number])]
+            for number, name in site.volume_names.items()
+        }
         what = f"record {background.applied_sequence}, which it has restored"
         self._compare(site, expected, found, what)
         self._seen[site.name] = changes
 
-    def _through_overlay(self, site: SimSite) -> dict[int, bytes]:
+    def _through_overlay(self, site: SimSite, expected: Image) -> dict[int, bytes]:
         with self.world.all_in_memory():
             return {
-                number: site.read_now(name, 0, site.disks[name].size_bytes)
+                number: site.read_now(name, 0, len(expected[number]))
                 for number, name in site.volume_names.items()
             }
 
