@@ -57,9 +57,7 @@ class Ledger:
         self._host.run("systemctl stop ledger")
 
     def abandon(self) -> None:
-        self._host.run(
-            "systemctl kill --signal KILL ledger; true", check=False
-        )
+        self._host.run("systemctl kill --signal KILL ledger; true", check=False)
 
     def committed(self) -> int:
         return int(self._host.run("cat /run/told 2>/dev/null || echo 0"))
