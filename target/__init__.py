@@ -6,6 +6,7 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
     initiator                                             a host, or `replctl lun`
       │  iSCSI PDUs
     iscsi     portal → connection → login → session       sockets; then sans-I/O from the first byte on
+      │                                                   or `lio`: the kernel's target, rings of commands
       │  ScsiCommand (scsi.command)
     scsi      device_server → logical_unit → operations   LUNs, CDBs, sense data; knows no transport
       │  Volume (volume)
