@@ -12,6 +12,7 @@ has it, it is marked again like every discarded record; so nothing else needs to
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -25,9 +26,12 @@ from target.obtain import WritePath
 from target.reading import Reading
 from target.scheduler import Scheduler, Timer
 
+_log = logging.getLogger(__name__)
+
 _STEP_BYTES = 1 << 20
 _RING_USED_PERCENT_MAX = 45
 _UNDURABLE_BYTES_MAX = 16 << 20
+_AGAIN_SECONDS = 1.0
 _WAIT_SECONDS = 0.02
 VERIFY_EXTENT_BYTES = 1 << 20
 
@@ -84,8 +88,13 @@ class _Feeder:
         self._write_path.end_turn()
         if self._write_path.holding:
             self._soon(_WAIT_SECONDS)
-        else:
+            return
+        try:
             self._step()
+        except OSError as error:
+            # What was taken and not appended is still marked: it comes again in the next round.
+            _log.error("a volume or the journal could not be read for a mirror, trying again: %s", error)
+            self._soon(_AGAIN_SECONDS)
 
     def _step(self) -> None:
         raise NotImplementedError
@@ -95,7 +104,7 @@ class _Feeder:
 
         def warmed(error: Exception | None) -> None:
             self._warming = False
-            self._soon(0.0 if error is None else 1.0)
+            self._soon(0.0 if error is None else _AGAIN_SECONDS)
 
         self._reading.warm(*extent, warmed)
 

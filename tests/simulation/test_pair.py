@@ -178,6 +178,29 @@ def test_the_pair_survives_power_losses_on_both_sides(seed: int) -> None:
     pair.assert_equal()
 
 
+def test_a_volume_that_cannot_be_read_for_a_while_delays_a_copy_and_a_verify_pass() -> None:
+    pair = make_pair(8)
+    write_some(pair.primary, random.Random(8), 100)
+    pair.clock.run_for(1.0)
+    for disk in pair.primary.disks.values():
+        disk.fail_reads = OSError("EIO")
+    pair.create()
+    pair.clock.run_for(3.0)
+    assert pair.state is MirrorState.COPY
+    for disk in pair.primary.disks.values():
+        disk.mend()
+    pair.wait_pair()
+    pair.wait_level()
+    pair.assert_equal()
+    pair.primary.disks["data"].fail_reads = OSError("EIO")
+    check = pair.primary.group.start_verify()
+    pair.clock.run_for(3.0)
+    assert check.running
+    pair.primary.disks["data"].mend()
+    pair.clock.run_until(lambda: not check.running)
+    assert check.last_sequence is not None
+
+
 def test_a_full_journal_marks_and_resync_copies_only_what_is_marked() -> None:
     pair = make_pair(3, journal_bytes=44 * MIB)
     rng = random.Random(3)
