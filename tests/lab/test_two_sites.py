@@ -48,7 +48,8 @@ class Ledger:
     def start(self) -> None:
         self._host.run(
             f"rm -f /run/told; cat >/run/writer.py <<'END'\n{_WRITER}\nEND\n"
-            "systemd-run --quiet --collect --unit ledger python3 /run/writer.py /mnt/data/ledger.sqlite /run/told"
+            "systemd-run --quiet --collect --unit ledger"
+            " python3 /run/writer.py /mnt/data/ledger.sqlite /run/told"
         )
 
     def stop(self) -> None:
