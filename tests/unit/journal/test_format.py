@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 def test_a_journal_volume_is_laid_out_without_overlap() -> None:
-    disk = SimDisk(48 * MIB)
+    disk = SimDisk(96 * MIB)
     shapes = [VolumeShape("small", 512, 512), VolumeShape("large", 100 << 30, 4096)]
     superblock = format_journal(disk, GROUP_ID, shapes)
     assert [volume.id for volume in superblock.volumes] == [1, 2]
