@@ -106,11 +106,14 @@ class AtPrimary:
         if state is None or report is None or report.params["latest"] > sequence:
             return  # the question is older than what it said last
         for mirror in state.mirrors:
-            if mirror.name == site and mirror.received > sequence and not self._makes_follow(group):
-                reason = (
-                    f"{site}: it ends at record {sequence}, and had received {mirror.received}: "
-                    "it was put back to an older state"
-                )
+            flows = mirror.name == site and mirror.state in ("copy", "pair")
+            if flows and mirror.received >= sequence and not self._makes_follow(group):
+                reason = f"{site}: it ends at record {sequence}, and the journal here begins later"
+                if mirror.received > sequence:
+                    reason = (
+                        f"{site}: it ends at record {sequence}, and had received {mirror.received}: "
+                        "it was put back to an older state"
+                    )
                 suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
                 self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 

@@ -134,6 +134,7 @@ class PairFlows:
             "digest": begin["digest"],
             "consistent": begin["consistent"],
             "latest": latest,
+            "copy_after": begin["copy_after"],
             "sizes": [(volume.id, volume.size_bytes) for volume in mine.volumes],
         }
         return (yield Call(site, "pair.follow", params, 90.0))
@@ -338,7 +339,14 @@ class PairFlows:
         digests = {found["digest"] for found in (mine, theirs) if found.get("found")}
         if fork.digest:
             digests.add(fork.digest)
-        if len(digests) > 1:
+        # Who has records on both sides of the fork has the end of a pack there, if the histories are one. The
+        # states are asked for afterwards: a tail only moves on.
+        states = (yield from self.own(group))["state"], (yield from self.peer(group, name))["state"]
+        cut = any(
+            not found.get("found") and state.tail <= fork.sequence <= state.durable
+            for found, state in zip((mine, theirs), states, strict=True)
+        )
+        if cut or len(digests) > 1:
             raise ConflictError(
                 f"group {group.name!r}: this site and {name} have different histories at record "
                 f"{fork.sequence}, "

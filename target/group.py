@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 
 from target.background import Background
 from target.base_copy import BaseCopy, VerifyPass, copies
@@ -290,7 +289,8 @@ class ConsistencyGroup:
         for sequence, marker in result.markers:
             self.restored_marker = RestoredMarker(sequence, marker.time_ns, marker.name)
             self.add_marker(sequence, marker)
-            if marker.kind is MarkerKind.COPY_COMPLETE and marker.name == self.settings.site:
+            ours = marker.kind is MarkerKind.COPY_COMPLETE and marker.name == self.settings.site
+            if ours and sequence > self.journal.superblock.copy_after:
                 self.set_flag(Flag.CONSISTENT, True)
         if result.verified_extents:
             self.verified_extents += result.verified_extents
@@ -479,7 +479,7 @@ class ConsistencyGroup:
         self,
         packs: list[tuple[PackHeader, Buffer]],
         epochs: list[EpochStart],
-        grown: Mapping[int, int] = MappingProxyType({}),
+        grown: Mapping[int, int] | None = None,
     ) -> None:
         """Append packs that came over the SAN link and were checked; raises OSError.
 
@@ -494,7 +494,7 @@ class ConsistencyGroup:
         for start in epochs:
             if (start.epoch, start.reign) != (self.journal.superblock.epoch, self.journal.superblock.reign):
                 self.journal.start_epoch(start)
-        for volume, size in grown.items():
+        for volume, size in (grown or {}).items():
             self.journal.grow_volume(volume, size)
             self.resized()
         self.write_path.commit(urgent=True)

@@ -51,6 +51,8 @@ class History:
     consistent: bool
     sizes: tuple[tuple[int, int], ...] = ()
     """(volume id, bytes): a volume's size is part of a history too."""
+    copy_after: SequenceNumber = SequenceNumber(0)
+    """`pairing.Begin`"""
 
 
 def promote(
@@ -297,6 +299,7 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
             reign=epochs[-1].reign if epochs else 0,
             flags=flags,
             primary=history.primary,
+            copy_after=history.copy_after,
             mirrors=(),
             volumes=tuple(
                 replace(volume, size_bytes=sizes.get(volume.id, volume.size_bytes))

@@ -30,6 +30,8 @@ class Begin:
     digest: bytes
     lsn: Lsn
     consistent: bool
+    copy_after: SequenceNumber = SequenceNumber(0)
+    """A marker that says *complete* up to here is of an earlier copy."""
 
 
 Began = Callable[["Begin | None", "Exception | None"], None]
@@ -56,6 +58,8 @@ def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) 
             call()
         except ReplctlError as refused:
             done(None, refused)
+        except OSError as error:
+            done(None, OperatorError(f"the journal volume of group {group.name!r} failed: {error}"))
 
     when_room(group, ready)
 
@@ -68,7 +72,7 @@ def _add(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
     mirror.bitmap.mark_all()
     group.mirrors.save(mirror)
     head = group.journal.head
-    begin = Begin(head.sequence, head.digest, head.lsn, consistent=False)
+    begin = Begin(head.sequence, head.digest, head.lsn, consistent=False, copy_after=head.sequence)
     _begin_copy(group, name, begin, done)
 
 
@@ -152,7 +156,9 @@ def _resync(
     )
     group.mirrors.save(mirror)
     consistent = reaches and not mirror.bitmap
-    begin = Begin(position.sequence, position.digest, position.lsn, consistent=consistent)
+    # With nothing marked, the marker of a copy that the journal holds in full is the one that counts.
+    copy_after = SequenceNumber(0) if consistent else journal.head.sequence
+    begin = Begin(position.sequence, position.digest, position.lsn, consistent, copy_after)
     _begin_copy(group, name, begin, done)
 
 
@@ -182,7 +188,13 @@ def _begin_copy(group: ConsistencyGroup, name: str, begin: Begin, done: Began) -
         if error is not None:
             done(None, error)
             return
-        group.start_copy(group.mirrors[name])
+        mirror = group.mirrors.table.get(name)
+        kept = group.journal.keeps_from(begin.sequence) is not None
+        if mirror is None or mirror.entry.state is MirrorState.ERROR or not kept:
+            # Discarded meanwhile, and marked: the place to begin at is gone.
+            done(None, ConflictError(f"the journal was full as {name!r} was to follow: resync again"))
+            return
+        group.start_copy(mirror)
         done(begin, None)
 
     when_durable(group, durable)

@@ -266,6 +266,8 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last record the secondary had when what it wrote alone was collected; -1: it does not matter."""
     sizes: list[tuple[int, int]] = []
     """(volume id, bytes), as at the primary."""
+    copy_after: int = 0
+    """The last record before the copy that makes this site consistent."""
 
 
 class PromotedMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

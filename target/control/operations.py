@@ -202,6 +202,7 @@ class Operations:
             bytes.fromhex(params.digest),
             params.consistent,
             tuple(params.sizes),
+            SequenceNumber(params.copy_after),
         )
         follow(group, history, _answer(reply))
 
@@ -435,6 +436,6 @@ def _answer_begin(reply: Reply) -> Callable[[Begin | None, Exception | None], No
             reply(error=_operation_error(error))
         else:
             position = Position(begin.lsn, begin.sequence, begin.digest)
-            reply({**_position(position), "consistent": begin.consistent})
+            reply({**_position(position), "consistent": begin.consistent, "copy_after": begin.copy_after})
 
     return answer

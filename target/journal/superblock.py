@@ -36,6 +36,7 @@ offset  size  field
 200     8     last restored marker: time, ns since 1970 on the primary's clock
 208     64    last restored marker: name
 272     64    name of the primary that this group follows (role secondary)
+336     8     a copy to this secondary is complete at its marker behind this record, not at an earlier one
 512     ...   volume table, 64 entries of 96 bytes
 8192    ...   epoch table, 64 entries of 80 bytes, oldest first (`record.EpochStart`)
 13312   ...   mirror table, 16 entries of 128 bytes
@@ -71,7 +72,7 @@ VOLUMES_MAX = 64
 EPOCHS_MAX = 64
 MIRRORS_MAX = 16
 
-_CORE = struct.Struct("<8sII16sQQQIIQQQQQQQQ32sQIIIIIIQQ64s64s")
+_CORE = struct.Struct("<8sII16sQQQIIQQQQQQQQ32sQIIIIIIQQ64s64sQ")
 _VOLUME = struct.Struct("<HxxIQIIxxxxxxxx64s")
 _MIRROR = struct.Struct("<64sBBxxxxxxQQQQ24x")
 _VOLUMES_OFFSET = 512
@@ -184,6 +185,7 @@ class Superblock:
     mirrors: tuple[MirrorEntry, ...] = ()
     restored_marker: RestoredMarker = RestoredMarker()
     primary: str = ""
+    copy_after: SequenceNumber = SequenceNumber(0)
 
     def encode(self) -> bytes:
         """16 KiB, checksummed."""
@@ -221,6 +223,7 @@ class Superblock:
             marker.time_ns,
             _text(marker.name),
             _text(self.primary),
+            self.copy_after,
         )
         for index, volume in enumerate(self.volumes):
             _VOLUME.pack_into(
@@ -292,6 +295,7 @@ def decode(block: Buffer) -> Superblock | None:
             extent_bytes=core[21],
             restored_marker=RestoredMarker(SequenceNumber(core[25]), core[26], _string(core[27])),
             primary=_string(core[28]),
+            copy_after=SequenceNumber(core[29]),
             volumes=tuple(_volumes(view, volume_count)),
             epochs=tuple(
                 EpochStart.decode(view[start : start + EpochStart.SIZE])

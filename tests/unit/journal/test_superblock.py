@@ -68,6 +68,7 @@ CORE: dict[int, bytes] = {
     200: bytes.fromhex("0000ef64ba3f4918"),
     208: b"before payday".ljust(64, b"\0"),
     272: b"site-a".ljust(64, b"\0"),
+    336: (0x77).to_bytes(8, "little"),
 }
 VOLUME = [
     bytes.fromhex("0100"),
@@ -134,6 +135,7 @@ GOLDEN = Superblock(
     ),
     restored_marker=RestoredMarker(SequenceNumber(14), 1_750_000_000_000_000_000, "before payday"),
     primary="site-a",
+    copy_after=SequenceNumber(0x77),
 )
 
 
@@ -163,7 +165,7 @@ def test_a_superblock_is_byte_for_byte_what_the_document_says() -> None:
     for start, parts in ((0, list(CORE.values())), (512, VOLUME), (8192, EPOCH), (13312, MIRROR)):
         whole = b"".join(parts)
         expected[start : start + len(whole)] = whole
-    expected[-4:] = bytes.fromhex("eb1d29fa")
+    expected[-4:] = bytes.fromhex("73cc3849")
     assert GOLDEN.encode() == bytes(expected)
 
 
