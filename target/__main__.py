@@ -113,8 +113,12 @@ def _run(loop: Loop, subsystem: Subsystem) -> None:
             group.access.name.lower(),
             f" ({group.reason})" if group.access is not Access.SERVE else "",
         )
-    subsystem.when_served(supervision.ready)
-    supervision.attend(loop)
+
+    def served() -> None:
+        supervision.ready()
+        supervision.attend(loop)
+
+    subsystem.when_served(served)
     try:
         loop.run()
     finally:

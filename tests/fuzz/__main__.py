@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main() -> None:
     for data in seeds()[arguments.target]:
         (corpus / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
     run = TARGETS[arguments.target]
+    logging.getLogger("target").setLevel(logging.CRITICAL)  # what strangers are told is not for the terminal
 
     def one(data: bytes) -> None:
         try:

@@ -6,7 +6,6 @@ which is caught here, and keeps the invariants that are asserted here.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -311,4 +310,3 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 _SUPERBLOCK = small_journal(16 * BLOCK_BYTES)[1]
 _VOLUME = _volume()
-logging.getLogger("target").setLevel(logging.CRITICAL)  # what strangers are told is not for the terminal here
