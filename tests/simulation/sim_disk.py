@@ -98,14 +98,14 @@ class SimDisk:
         if self.on_write is not None:
             self.on_write(offset, data)
         self._write(offset, data)
-        first, last = offset // _PAGE, -(-(offset + len(data)) // _PAGE)
-        self._allocated[first:last] = b"\1" * (last - first)
 
     def _write(self, offset: int, data: bytes) -> None:
         if not data:
             return
         self._dirty.update(_write(self._content, offset, data))
         self._unflushed.append((offset, data))
+        first, last = offset // _PAGE, -(-(offset + len(data)) // _PAGE)
+        self._allocated[first:last] = b"\1" * (last - first)
 
     def flush(self) -> None:
         if self.on_operation is not None:
@@ -191,6 +191,10 @@ class SimDisk:
         self.durable_size_bytes = self.size_bytes
         for offset, data in survivors:
             _write(self._durable, offset, data)
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Memory is empty: what is durable is all there is."""
         self._content = dict(self._durable)
         for page in self._content:
             self._allocated[page] = 1  # what was punched and not flushed may be back
@@ -208,11 +212,10 @@ class SimDisk:
 
     def restore_backup(self, backup: tuple[Pages, bytes]) -> None:
         """The disk is as it was when the backup was made, but not smaller."""
-        self._durable, self._content = dict(backup[0]), dict(backup[0])
+        self._durable = dict(backup[0])
         self._allocated[: len(backup[1])] = backup[1]
         self._allocated[len(backup[1]) :] = bytes(len(self._allocated) - len(backup[1]))
-        self._dirty.clear()
-        self._unflushed.clear()
+        self._begin_again()
 
     def snapshot(self) -> bytes:
         return _read(self._content, self.size_bytes, 0)
