@@ -3,7 +3,8 @@
 Nothing here decides when: the write path does (`target.obtain`). A commit is handed out as work for a thread
 (`begin_commit`) and taken back on the loop thread (`Commit.finish`); durability is stated there and nowhere
 else. The superblock is written by the same work, in front of the same flush, so whatever it says was true
-before.
+before. What it says of the history (role, epochs, geometry) is in both its copies before it counts, and the
+ring is used again only as far as both allow: should the newer copy rot, the older leads to the same end.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from target.journal.superblock import COPIES, EPOCHS_MAX, SUPERBLOCK_BYTES, Posi
 from target.volume import Buffer
 
 _ZEROS = bytes(BLOCK_BYTES)
+_TAIL_PARTS = 8
+"""When this part of the ring may be used again, both copies of the superblock say so at the next commit."""
 
 
 class NewRecord(NamedTuple):
@@ -48,18 +51,22 @@ class NewRecord(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """One commit under way: run `work` on a thread, then give the commit to `Journal.finish_commit`."""
+    """One commit under way: run `work` on a thread, then give the commit to `Journal.finish_commit`.
+
+    `superblock` is the last that it writes, `both` whether it writes both copies.
+    """
 
     work: Callable[[], None]
     head: Position
     superblock: Superblock | None
+    both: bool
 
 
 class Journal:
     """One journal volume. Attributes are for reading; only the methods change them.
 
     `head` is behind the last appended pack, `durable` behind the last durable one, `free_tail_lsn` where the
-    ring may be overwritten from: the tail of the last superblock that is durable. `filled_bytes` is how much
+    ring may be overwritten from: the tail that both copies of the superblock allow. `filled_bytes` is how much
     of a new ring was written out already (`journal.format`); what lies behind is not used before.
     """
 
@@ -73,6 +80,8 @@ class Journal:
         self.filled_bytes = superblock.ring_bytes
         self.durable_generation = superblock.generation
         self._superblock_dirty = True
+        self._in_both: Superblock | None = None
+        """What both copies say of the history, durably (`Superblock.history`); None: it is not known."""
         self._extra_writes: list[tuple[int, bytes]] = []
         self._flush_first = False
 
@@ -240,15 +249,17 @@ class Journal:
         head = self.head
         extra, self._extra_writes = self._extra_writes, []
         flush_first, self._flush_first = self._flush_first, False
-        superblock: Superblock | None = None
-        if self._superblock_dirty:
-            superblock = replace(
-                self.superblock,
-                generation=self.superblock.generation + 1,
-                durable_lsn=self.durable.lsn,
-                durable_sequence=self.durable.sequence,
-            )
-            self.superblock = superblock
+        copies: list[Superblock] = []
+        if self._superblock_dirty or self._tail_is_wanted:
+            both = self._in_both != self.superblock.history or self._tail_is_wanted
+            for _ in range(COPIES if both else 1):
+                self.superblock = replace(
+                    self.superblock,
+                    generation=self.superblock.generation + 1,
+                    durable_lsn=self.durable.lsn,
+                    durable_sequence=self.durable.sequence,
+                )
+                copies.append(self.superblock)
             self._superblock_dirty = False
         device = self.device
 
@@ -259,12 +270,23 @@ class Journal:
                 # What was dropped is marked, durably, before a superblock lets its place be reused; and the
                 # records that an epoch forks from are durable before a superblock names it.
                 device.flush()
-            if superblock is not None:
-                place = superblock.generation % COPIES * SUPERBLOCK_BYTES
-                device.pwritev([superblock.encode()], place)
+            for superblock in copies[:-1]:
+                _write_superblock(device, superblock)
+                device.flush()
+            if copies:
+                _write_superblock(device, copies[-1])
             device.flush()
 
-        return Commit(work, head, superblock)
+        return Commit(work, head, copies[-1] if copies else None, len(copies) == COPIES)
+
+    @property
+    def _tail_is_wanted(self) -> bool:
+        """The ring fills up, or much of it waits to be used again: both copies of the superblock have to say
+        that it may.
+        """
+        ring = self.superblock.ring_bytes
+        waiting = self.superblock.tail.lsn - self.free_tail_lsn
+        return waiting >= ring // _TAIL_PARTS or (waiting > 0 and self.used_bytes > ring // 2)
 
     def finish_commit(self, commit: Commit) -> None:
         """The work ran without error: everything below `commit.head` is durable."""
@@ -272,7 +294,9 @@ class Journal:
             self.durable = commit.head
         if commit.superblock is not None:
             self.durable_generation = commit.superblock.generation
-            self.free_tail_lsn = max(self.free_tail_lsn, commit.superblock.tail.lsn)
+            if commit.both:
+                self._in_both = commit.superblock.history
+                self.free_tail_lsn = max(self.free_tail_lsn, commit.superblock.tail.lsn)
 
     def boundary_before(self, sequence: int) -> Position:
         """Where a reader that has everything up to `sequence` goes on: the boundary at or before it."""
@@ -344,6 +368,10 @@ class Journal:
             durable_lsn=position.lsn,
             durable_sequence=position.sequence,
         )
+
+
+def _write_superblock(device: BlockDevice, superblock: Superblock) -> None:
+    device.pwritev([superblock.encode()], superblock.generation % COPIES * SUPERBLOCK_BYTES)
 
 
 class _Writes:

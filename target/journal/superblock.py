@@ -1,7 +1,7 @@
 """The superblock of a journal volume, version 1. Pure: bytes in, values out.
 
 Two copies, 16 KiB each, at offsets 0 and 16384; a new one goes over the older, so that one good copy always
-stands. All numbers are little-endian. A text is UTF-8, filled with zeros.
+stands. What is more than progress (`Superblock.history`) is written to both before it counts. All numbers are little-endian. A text is UTF-8, filled with zeros.
 
 ======  ====  ==============================================================================================
 offset  size  field
@@ -253,6 +253,31 @@ class Superblock:
             )
         block[_CRC_OFFSET:] = crc32c(memoryview(block)[:_CRC_OFFSET]).to_bytes(4, "little")
         return bytes(block)
+
+    @property
+    def history(self) -> Superblock:
+        """Without what only moves on: two copies with the same history recover to the same end, from an
+        earlier or a later place.
+        """
+        return replace(
+            self,
+            generation=0,
+            checkpoint_lsn=Lsn(0),
+            checkpoint_sequence=SequenceNumber(0),
+            durable_lsn=Lsn(0),
+            durable_sequence=SequenceNumber(0),
+            tail=BEGINNING,
+            restored_marker=RestoredMarker(),
+            mirrors=tuple(
+                replace(
+                    mirror,
+                    received=SequenceNumber(0),
+                    restored=SequenceNumber(0),
+                    verified=SequenceNumber(0),
+                )
+                for mirror in self.mirrors
+            ),
+        )
 
     def with_generation(self, generation: int) -> Superblock:
         """The same, to be written as a newer copy."""
