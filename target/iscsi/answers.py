@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from target.iscsi.pdu import FINAL, HOT_DATA_IN, HOT_SCSI_RESPONSE, RESERVED_TAG, Opcode
 from target.iscsi.responses import DataIn, ScsiResponse
 from target.iscsi.task import ScsiTask
+from target.scsi.lun import decode_lun
 from target.scsi.sense import Sense
 from target.volume import Buffer
 
@@ -27,9 +28,10 @@ def residual_of(expected: int, total: int) -> tuple[int, int]:
     return 0, 0
 
 
-def sense_segment(sense: Sense) -> bytes:
+def sense_segment(session: TargetSession, task: ScsiTask, sense: Sense) -> bytes:
     """The data segment of a SCSI Response: SenseLength, sense data (RFC 7143 11.4.7)."""
-    raw = sense.encode_fixed()
+    assert session.node is not None, "a discovery session has no SCSI tasks"
+    raw = session.node.device.encode_sense(decode_lun(task.lun_field), sense)
     return len(raw).to_bytes(2, "big") + raw
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from target.iscsi.chap import ChapCredentials
 from target.scsi.command import Nexus, ScsiCommand
+from target.scsi.sense import Sense
 from target.volume import Request
 
 TARGET_PORTAL_GROUP_TAG = 1
@@ -26,6 +27,9 @@ class Device(Protocol):
 
     def on_abort(self, abort: Callable[[int, Nexus, Request], None]) -> None:
         """`abort(lun, nexus, request)` aborts the commands of a nexus for a unit, then answers `request`."""
+
+    def encode_sense(self, lun: int, sense: Sense) -> bytes:
+        """Sense data in the format that the logical unit's initiators have chosen."""
 
     def nexus_lost(self, nexus: Nexus) -> None:
         """A session has ended."""

@@ -392,7 +392,7 @@ class TargetSession:
             flags, residual = residual_of(expected, 0)
         elif result.data_out_length is not None:
             flags, residual = residual_of(expected, result.data_out_length)
-        segment = b"" if result.sense is None else sense_segment(result.sense)
+        segment = b"" if result.sense is None else sense_segment(self, task, result.sense)
         send_response(self, task, result.status, flags, residual, segment, data_sn)
 
     def retire_task(self, task: ScsiTask) -> None:

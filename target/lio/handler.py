@@ -27,7 +27,7 @@ from target.scsi.cdb import Opcode
 from target.scsi.command import GOOD, Nexus, ScsiCommand, ScsiResult, Status
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import INVALID_COMMAND_OPERATION_CODE as _UNKNOWN
-from target.scsi.sense import SenseKey
+from target.scsi.sense import Sense, SenseKey
 from target.volume import Buffer
 
 _KERNELS = frozenset(
@@ -77,7 +77,7 @@ class RingCommand(ScsiCommand):
     def complete(self, result: ScsiResult) -> None:
         # A residual of data-out is the kernel's to report: it knows both lengths.
         read_len = self.handler.put_data_in(self.entry, result.data_in) if result.data_in else 0
-        sense = b"" if result.sense is None else result.sense.encode_fixed()
+        sense = b"" if result.sense is None else self.handler.encode_sense(result.sense)
         self.handler.respond(Response(self.entry, result.status, sense, read_len))
 
 
@@ -171,11 +171,14 @@ class RingHandler:
             else:
                 data_out = b"".join([view[start:end] for start, end in extents])
             if entry.cdb[0] in _KERNELS:
-                self.respond(Response(entry, Status.CHECK_CONDITION, _UNKNOWN.encode_fixed()))
+                self.respond(Response(entry, Status.CHECK_CONDITION, self.encode_sense(_UNKNOWN)))
             elif repeated and entry.cdb[0] == Opcode.COMPARE_AND_WRITE:
                 execute(RepeatedCompareAndWrite(self, entry, bytes(data_out)))
             else:
                 execute(RingCommand(self, entry, data_out))
+
+    def encode_sense(self, sense: Sense) -> bytes:
+        return self._unit.encode_sense(sense)
 
     def respond(self, response: Response) -> None:
         if not self._responses:

@@ -76,6 +76,11 @@ class Device:
         else:
             logical_unit.execute(command)
 
+    def encode_sense(self, lun: int, sense: Sense) -> bytes:
+        """Sense data for the wire: each logical unit has a format, and where there is none they are fixed."""
+        logical_unit = self._logical_units.get(lun)
+        return sense.encode_fixed() if logical_unit is None else logical_unit.encode_sense(sense)
+
     def nexus_lost(self, nexus: Nexus) -> None:
         """Call when a session ends: the next one with the same name starts with POWER ON again."""
         for logical_unit in self._logical_units.values():

@@ -1,10 +1,12 @@
 """Mode pages: what MODE SENSE reports and MODE SELECT may change. Pure.
 
-SPC-4 and SBC-3, *Mode parameters*. Two pages, with one changeable bit each:
+SPC-4 and SBC-3, *Mode parameters*. Two pages, with these changeable bits:
 
 - caching (08h): WCE. Set: a write is answered when it is journalled, and durable after SYNCHRONIZE CACHE.
   Cleared: every write is answered when it is durable.
 - control (0Ah): SWP. Set: writes are refused (27h/02h), until it is cleared or the program starts again.
+  D_SENSE. Set: sense data that come with a status have the descriptor format (REQUEST SENSE has a bit of its
+  own).
 
 Parameters are shared by all nexuses (TST = 000b policy: one set a logical unit) and are not saved.
 """
@@ -12,7 +14,7 @@ Parameters are shared by all nexuses (TST = 000b policy: one set a logical unit)
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from target.scsi.sense import (
     PARAMETER_LIST_LENGTH_ERROR,
@@ -33,6 +35,7 @@ _WP = 0x80
 _DPOFUA = 0x10
 _LONGLBA = 0x01
 _WCE = 0x04
+_D_SENSE = 0x04
 _SWP = 0x08
 
 _CACHING = struct.Struct(">BBB17x")
@@ -49,6 +52,7 @@ class ModeParameters:
 
     write_cache_enabled: bool = True
     software_write_protected: bool = False
+    descriptor_sense: bool = False
 
 
 _DEFAULTS = ModeParameters()
@@ -153,9 +157,13 @@ def _pages_selected(raw: bytes, position: int, parameters: ModeParameters) -> Mo
             if (page[byte] ^ expected[byte]) & ~changeable[byte] & 0xFF:
                 return invalid_field_in_parameter_list(position + byte)
         if code == CACHING_PAGE:
-            parameters = ModeParameters(bool(page[2] & _WCE), parameters.software_write_protected)
+            parameters = replace(parameters, write_cache_enabled=bool(page[2] & _WCE))
         else:
-            parameters = ModeParameters(parameters.write_cache_enabled, bool(page[4] & _SWP))
+            parameters = replace(
+                parameters,
+                descriptor_sense=bool(page[2] & _D_SENSE),
+                software_write_protected=bool(page[4] & _SWP),
+            )
         position += len(page)
     return parameters
 
@@ -167,10 +175,17 @@ def _page(code: int, control: int, parameters: ModeParameters) -> bytes:
         wce = _WCE if control == _CHANGEABLE or parameters.write_cache_enabled else 0
         return _CACHING.pack(code, _CACHING.size - 2, wce)
     swp = _SWP if control == _CHANGEABLE or parameters.software_write_protected else 0
+    d_sense = _D_SENSE if control == _CHANGEABLE or parameters.descriptor_sense else 0
     if control == _CHANGEABLE:
-        return _CONTROL.pack(code, _CONTROL.size - 2, 0, 0, swp, 0, 0)
+        return _CONTROL.pack(code, _CONTROL.size - 2, d_sense, 0, swp, 0, 0)
     return _CONTROL.pack(
-        code, _CONTROL.size - 2, _GLTSD, _UNRESTRICTED_REORDERING, swp, _TAS, _BUSY_TIMEOUT_UNLIMITED
+        code,
+        _CONTROL.size - 2,
+        d_sense | _GLTSD,
+        _UNRESTRICTED_REORDERING,
+        swp,
+        _TAS,
+        _BUSY_TIMEOUT_UNLIMITED,
     )
 
 

@@ -105,6 +105,10 @@ class UnitState:
         """
         return Capacity(self.block_count, self.block_size_bytes, thin=True, unmapped_reads_zeros=True)
 
+    def encode_sense(self, sense: Sense) -> bytes:
+        """Sense data that go with a status, in the format that D_SENSE of the control mode page asks for."""
+        return sense.encode_descriptor() if self.mode.descriptor_sense else sense.encode_fixed()
+
     def write_protection(self) -> Sense | None:
         """Why nothing can be written now, if so."""
         if self.mode.software_write_protected:

@@ -116,6 +116,22 @@ def test_a_failure_carries_its_sense() -> None:
     assert decode_sense(received.data[2:]).asc == 0x21
 
 
+def test_a_failure_carries_its_sense_in_the_format_that_was_chosen() -> None:
+    """A descriptor has room for an LBA that fixed format cannot tell."""
+    wire = Wire([node()])
+    wire.login()
+    d_sense = bytes((0, 0, 0, 0, 0x0A, 0x0A, 0x06, 0x10, 0, 0x40, 0, 0, 0xFF, 0xFF, 0, 0))
+    wire.command(cdbs.mode_select_6(len(d_sense)), write=len(d_sense), data=d_sense)
+    selected = wire.take_one().pdu
+    assert isinstance(selected, ScsiResponse)
+    assert selected.status == 0
+    wire.command(cdbs.read(1 << 40, 1), read=BLOCK)
+    raw = wire.take_one().data
+    assert int.from_bytes(raw[:2], "big") == len(raw) - 2
+    assert raw[2] == 0x72
+    assert decode_sense(raw[2:]).information == 1 << 40
+
+
 # Writing
 
 

@@ -166,6 +166,21 @@ def test_an_error_carries_its_sense_data() -> None:
     assert (unknown.status, unknown.sense[2], unknown.sense[12]) == (2, 5, 0x20)
 
 
+def test_an_error_carries_its_sense_data_in_the_format_that_was_chosen() -> None:
+    bench = Bench()
+    d_sense = bytes((0, 0, 0, 0, 0x0A, 0x0A, 0x06, 0x10, 0, 0x40, 0, 0, 0xFF, 0xFF, 0, 0))
+    selected = bench.kernel.queue(cdbs.mode_select_6(len(d_sense)), data_out=d_sense)
+    unknown = bench.kernel.queue(bytes((0xC0, *bytes(9))))
+    kernels = bench.kernel.queue(bytes((Opcode.RESERVE_6, *bytes(5))))
+    bench.run()
+    assert selected is not None
+    assert unknown is not None
+    assert kernels is not None
+    assert selected.status == 0
+    for refused in (unknown, kernels):
+        assert (refused.status, *refused.sense[:3]) == (2, 0x72, 5, 0x20)
+
+
 @pytest.mark.parametrize(
     "cdb",
     [

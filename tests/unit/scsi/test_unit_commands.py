@@ -270,10 +270,10 @@ def test_mode_sense_refuses_what_it_does_not_have() -> None:
     assert sense_of(saved) == sense.SAVING_PARAMETERS_NOT_SUPPORTED
 
 
-def test_changeable_bits_are_wce_and_swp_alone() -> None:
+def test_changeable_bits_are_wce_swp_and_d_sense_alone() -> None:
     initiator = Initiator()
     assert mode_page(initiator, CACHING, control=1)[2:] == b"\x04" + bytes(17)
-    assert mode_page(initiator, CONTROL, control=1)[2:] == b"\0\0\x08" + bytes(7)
+    assert mode_page(initiator, CONTROL, control=1)[2:] == b"\x04\0\x08" + bytes(7)
 
 
 def select(page: bytes, *, ten: bool = False, descriptor: bytes = b"") -> tuple[bytes, bytes]:
@@ -331,6 +331,24 @@ def test_software_write_protection_refuses_every_way_to_write() -> None:
     assert len(data_of(initiator.execute(cdb.read(0, 1)))) == 512
     assert initiator.execute(*select(page)) is GOOD
     assert initiator.execute(cdb.write(0, 1), bytes(512)) is GOOD
+
+
+def test_d_sense_chooses_the_format_of_sense_data_until_a_reset() -> None:
+    initiator = Initiator()
+    unit = initiator.device.logical_units[0]
+    refusal = sense.lba_out_of_range(1 << 40)
+    for chosen, encoded in ((0x06, refusal.encode_descriptor()), (0x02, refusal.encode_fixed())) * 2:
+        control = changed(mode_page(initiator, CONTROL), 2, chosen)
+        assert initiator.execute(*select(control)) is GOOD
+        assert mode_page(initiator, CONTROL) == control
+        assert initiator.device.encode_sense(0, refusal) == unit.encode_sense(refusal) == encoded
+        # REQUEST SENSE has a bit of its own (SPC-4, *REQUEST SENSE command*), which this one does not change.
+        assert data_of(initiator.execute(cdb.request_sense()))[0] == 0x70
+        assert data_of(initiator.execute(cdb.request_sense(descriptor=True)))[0] == 0x72
+    initiator.execute(*select(changed(control, 2, 0x06)))
+    assert initiator.device.encode_sense(1, refusal) == refusal.encode_fixed(), "no unit is there"
+    initiator.device.reset(0)
+    assert initiator.device.encode_sense(0, refusal) == refusal.encode_fixed()
 
 
 def test_mode_select_of_what_is_changes_nothing_and_tells_nobody() -> None:
