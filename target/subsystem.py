@@ -213,8 +213,11 @@ class Subsystem:
                 unit = front[volume.lun]
                 volumes.append(Served(exported(name, volume.lun, unit.volume), unit))
             journal = exported(journal_object_name(site, group), table.san_lun, san[table.san_lun].volume)
-            journals.append(replace(journal, file=str(table.journal)))
-        return LioFrontEnd(self.loop, self.config, volumes, journals)
+            journals.append(Served(replace(journal, file=str(table.journal)), san[table.san_lun]))
+        lio = LioFrontEnd(self.loop, self.config, volumes, journals)
+        for opened in self.engine.groups.values():
+            opened.listen(lio.look_at_sizes)
+        return lio
 
     # -- what the copy manager is told --
 

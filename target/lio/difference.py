@@ -14,6 +14,7 @@ from enum import Enum
 from target.lio.objects import (
     BACKSTORES,
     Acl,
+    Backstore,
     Discovery,
     Lun,
     MappedLun,
@@ -103,6 +104,12 @@ def restricted(steps: Iterable[Step], path: Path) -> list[Step]:
     return [step for step in steps if step.object.path in chosen]
 
 
+def asked_for(steps: Iterable[Step], before: Iterable[Object], after: Iterable[Object]) -> list[Step]:
+    """The steps that are due because `after` is wanted and no longer `before`. Drift that was there stays."""
+    changes = {(step.action, step.object.path) for step in difference(after, before)}
+    return [step for step in steps if (step.action, step.object.path) in changes]
+
+
 def ours(observed: Iterable[Object], site: str, wanted: Collection[Path]) -> list[Object]:
     """Of all that LIO has, what belongs to this site. `wanted`: paths of what site.toml asks for."""
     everything = list(observed)
@@ -154,6 +161,11 @@ def _differing(one: Object, other: Object) -> list[str]:
 
 
 def _must_be_made_again(found: Object, wanted: Object) -> bool:
-    return type(found) is not type(wanted) or not _CHANGEABLE.get(type(found), frozenset()).issuperset(
-        _differing(found, wanted)
-    )
+    if type(found) is not type(wanted):
+        return True
+    changeable = _CHANGEABLE.get(type(found), frozenset())
+    if isinstance(found, StorageObject) and found.backstore is Backstore.FILE:
+        changeable -= {
+            "size_bytes"
+        }  # the kernel looks at a file's size once (a device's it follows by itself)
+    return not changeable.issuperset(_differing(found, wanted))

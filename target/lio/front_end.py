@@ -1,9 +1,9 @@
 """LIO as the front end of a subsystem: rings served, configuration applied at the start and watched after it.
 
 The start applies the plan (`difference`) until nothing of it fails: an address or a Fibre Channel port may
-come later than we do. From then on nothing is changed unasked: what somebody else changes is drift, told by
-`status`, and mended by `restore`. A stop leaves all as it is: the commands wait in their rings for the next
-start, and initiators see a pause.
+come later than we do. From then on nothing is changed unasked: a volume or journal that grows does so in
+LIO too; what somebody else changes is drift, told by `status`, and mended by `restore`. A stop leaves all
+as it is: the commands wait in their rings for the next start, and initiators see a pause.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from target.control.messages import LioRing, LioStatus
 from target.errors import OperatorError, ReplctlError
 from target.lio.configfs import Configfs
 from target.lio.desired import Exported, desired_objects
-from target.lio.difference import Step, difference, ours, restricted
+from target.lio.difference import Step, asked_for, difference, ours, restricted
 from target.lio.handler import RingHandler
 from target.lio.netlink import Command, Event, Events
-from target.lio.objects import Fabric, Object, Path, text
+from target.lio.objects import Fabric, Object, text
 from target.lio.ring import Ring
-from target.lio.uio import Device, Found, Watch
+from target.lio.uio import Device, Found, Watch, exists
 from target.loop import Loop
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import MODE_PARAMETERS_CHANGED
@@ -38,7 +38,7 @@ _BUSY_RETRY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A data volume and who executes its commands."""
+    """A data volume, or a journal, and its logical unit: who executes a data volume's commands."""
 
     exported: Exported
     unit: LogicalUnit
@@ -54,14 +54,18 @@ class _Open:
 
 Done = Callable[[LioStatus | None, ReplctlError | None], None]
 
+_Choice = Callable[[list[Step]], list[Step]]
+"""Of what differs, what to do."""
+
 
 class LioFrontEnd:
     """On the loop thread; configfs is read and written on a lane, in order."""
 
     def __init__(
-        self, loop: Loop, config: Config, volumes: Sequence[Served], journals: Sequence[Exported]
+        self, loop: Loop, config: Config, volumes: Sequence[Served], journals: Sequence[Served]
     ) -> None:
         self._loop = loop
+        self._config = config
         self._site = str(config.site.name)
         self._served = {served.exported.name: served for served in volumes}
         self._rings: dict[str, _Open] = {}
@@ -69,7 +73,8 @@ class LioFrontEnd:
         self._failures: list[str] = []
         self.on_applied: Callable[[], None] | None = None
         """Called once, after the first attempt. Fibre Channel ports may come up then, not before."""
-        self._desired = desired_objects(config, [served.exported for served in volumes], journals)
+        self._journals = journals
+        self._desired = self._wanted()
         fabrics = [Fabric.ISCSI, *([Fabric(config.target.fc.driver)] if config.target.fc else [])]
         self._configfs = Configfs(fabrics)
         self._events = Events()
@@ -88,10 +93,11 @@ class LioFrontEnd:
             return
         try:
             device = Device(found.node)
-        except FileNotFoundError:
-            return  # gone again
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if not exists(found.node):
+                return  # gone again
+            # Its former opener is still dying, or the kernel, which told of it already, is still making it.
+            if error.errno not in (errno.EBUSY, errno.ENOENT):
                 _log.warning("%s: %s cannot be opened: %s", found.storage_object, found.node, error)
             self._loop.call_later(_BUSY_RETRY_SECONDS, partial(self._found, found))
             return
@@ -139,18 +145,38 @@ class LioFrontEnd:
             _log.info("%s: its write cache is %s", name, "on" if event.write_cache else "off")
             unit.set_mode(replace(unit.mode, write_cache_enabled=event.write_cache))
             unit.raise_unit_attention(MODE_PARAMETERS_CHANGED)
-        if event.size_bytes not in (None, served.exported.size_bytes):
+        if event.size_bytes not in (None, unit.volume.size_bytes):
             _log.warning(
                 "%s: somebody gave it %s bytes in LIO; the volume has %d, and answers so",
                 name,
                 event.size_bytes,
-                served.exported.size_bytes,
+                unit.volume.size_bytes,
             )
 
     # -- configuration --
 
+    def _wanted(self) -> list[Object]:
+        volumes, journals = (
+            [replace(served.exported, size_bytes=served.unit.volume.size_bytes) for served in each]
+            for each in (self._served.values(), self._journals)
+        )
+        return desired_objects(self._config, volumes, journals)
+
+    def look_at_sizes(self) -> None:
+        """LIO is told of volumes and journals that have grown; hosts are by their logical units."""
+        before, self._desired = self._desired, self._wanted()
+        if before != self._desired:
+            self._follow(before)
+
+    def _follow(self, before: list[Object]) -> None:
+        def followed(status: LioStatus | None, error: ReplctlError | None) -> None:
+            if not self._closed and (status is None or status.failures):
+                self._loop.call_later(_RETRY_SECONDS, partial(self._follow, before))
+
+        self._submit(partial(asked_for, before=before, after=self._desired), followed)
+
     def _apply_all(self) -> None:
-        self._submit((), self._applied)
+        self._submit(list, self._applied)
 
     def _applied(self, status: LioStatus | None, error: ReplctlError | None) -> None:
         if self.on_applied is not None:
@@ -173,9 +199,9 @@ class LioFrontEnd:
                 f"site.toml asks for no {name!r} in LIO; its objects: "
                 + ", ".join(text(each.path) for each in self._desired)
             )
-        self._submit(path, done)
+        self._submit(partial(restricted, path=path), done)
 
-    def _submit(self, apply: Path | None, done: Done) -> None:
+    def _submit(self, apply: _Choice | None, done: Done) -> None:
         wanted = list(self._desired)
 
         def finished(result: _Result | None, error: Exception | None) -> None:
@@ -233,7 +259,7 @@ class _Result:
     left: list[Step]
 
 
-def _work(configfs: Configfs, site: str, wanted: list[Object], apply: Path | None) -> _Result:
+def _work(configfs: Configfs, site: str, wanted: list[Object], apply: _Choice | None) -> _Result:
     """On the lane: look, do what is asked for, look again."""
     paths = {each.path for each in wanted}
 
@@ -243,7 +269,7 @@ def _work(configfs: Configfs, site: str, wanted: list[Object], apply: Path | Non
     result = _Result([], [], look())
     if apply is None or not result.left:
         return result
-    for step in restricted(result.left, apply):
+    for step in apply(result.left):
         try:
             configfs.apply(step)
         except OperatorError as error:

@@ -3,7 +3,8 @@
 A user-backed storage object has a device /dev/uioN whose name is `tcm-user/<hba>/<object>/<dev_config>`.
 Numbers change from boot to boot, names do not. The monitor is started before the first look, so that no
 device is missed; one that is seen twice is told twice. A device has one opener: while a former process is
-still dying, opening says EBUSY, and the front end tries again.
+still dying, opening says EBUSY; and the kernel tells of a device before it has described its memory in sysfs,
+when opening finds no such file. The front end tries both again.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class Watch:
         while (event := self._monitor.poll(0)) is not None:
             if event.action == "add" and (found := _found(_SYSFS / event.sys_name)) is not None:
                 self._on_found(found)
+
+
+def exists(node: str) -> bool:
+    """Whether the kernel knows the device, even if it cannot be opened yet or any more."""
+    return (_SYSFS / node).exists()
 
 
 def present() -> Iterator[Found]:

@@ -14,7 +14,7 @@ from target.config import ChapTable, Config, FcTable, IscsiTable, SanTable, Site
 from target.control.site_file import Address, IscsiName, Name, SecretFile, Wwpn
 from target.errors import OperatorError
 from target.lio.desired import Exported, desired_objects
-from target.lio.difference import Action, Step, difference, ours, restricted
+from target.lio.difference import Action, Step, asked_for, difference, ours, restricted
 from target.lio.objects import (
     Acl,
     Backstore,
@@ -158,6 +158,29 @@ def test_a_storage_object_that_is_another_takes_its_luns_with_it() -> None:
     steps = difference(desired, [each for each in desired if each != volume] + [replace(volume, serial="x")])
     assert [step.action.value for step in steps] == ["-", "-", "-", "+", "+", "+"]
     assert [type(step.object) for step in steps[:3]] == [MappedLun, Lun, StorageObject]
+
+
+def test_growth_is_followed_and_drift_stays() -> None:
+    """A volume's object is told its size, a journal's is made again, and a missing portal stays missing."""
+    before = wanted(initiators=[HOST])
+    larger = [replace(each, size_bytes=2 * each.size_bytes) for each in VOLUMES[:1]]
+    journals = [replace(each, size_bytes=2 * each.size_bytes) for each in JOURNALS]
+    after = desired_objects(configuration(initiators=[HOST]), [*larger, VOLUMES[1]], journals)
+    portal = next(each for each in before if isinstance(each, Portal))
+    observed = [each for each in before if each != portal]
+    steps = asked_for(difference(after, observed), before, after)
+    kernel = Kernel(observed)
+    kernel.apply(steps)
+    assert set(kernel.objects.values()) == {*after} - {portal}
+    volume = next(step for step in steps if step.object.path == ("backstores", VOLUMES[0].name))
+    assert volume.action is Action.CHANGE
+
+
+def test_a_device_that_the_kernel_saw_grow_by_itself_is_left_alone() -> None:
+    before = wanted()
+    journals = [replace(each, size_bytes=2 * each.size_bytes) for each in JOURNALS]
+    after = desired_objects(configuration(), VOLUMES, journals)
+    assert asked_for(difference(after, after), before, after) == []
 
 
 def test_no_step_shows_a_secret() -> None:
