@@ -47,6 +47,7 @@ class AtPrimary:
                     "durable_lsn": state.durable_lsn,
                     "ring_bytes": state.ring_bytes,
                     "latest": state.latest,
+                    "received": mirror.received,
                     "time_ns": self._environment.wall_ns(),
                 },
             )
@@ -78,10 +79,12 @@ class AtPrimary:
             return
         report.sending, report.unsent = True, False
         params = {"group": group.name, "mirror": site}
-        params.update({key: report.params[key] for key in ("received", "restored", "verified")})
+        params.update({key: report.params[key] for key in ("received", "digest", "restored", "verified")})
 
-        def done(_: Result | None, error: ReplctlError | None) -> None:
+        def done(result: Result | None, error: ReplctlError | None) -> None:
             report.sending = False
+            if result is not None:
+                self._suspend_if_unlike(group, site, report, fits=result["fits"])
             if error is None:
                 self._release(group, site, report)
 
@@ -99,6 +102,22 @@ class AtPrimary:
             return
         suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
+    def _suspend_if_unlike(self, group: Group, site: str, report: MirrorReport, *, fits: bool) -> None:
+        """The mirror says again and again that it has a record which our journal does not have like that."""
+        now = self._environment.monotonic()
+        if fits or self._makes_follow(group):
+            report.misfit_since = None
+        elif report.misfit_since is None:
+            report.misfit_since = now
+        elif now - report.misfit_since >= _STRAY_SECONDS:
+            report.misfit_since = None
+            reason = (
+                f"{site}: its record {report.params['received']} is not in our journal: one of the two sites "
+                "was put back to an older state"
+            )
+            suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
+            self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 
     def on_place_unknown(self, group: Group, site: str, sequence: int) -> None:
         """What the mirror asked for was released, because it had received it once: it is older now."""

@@ -40,6 +40,7 @@ class AtSecondary:
             params["durable_lsn"],
             params.get("ring_bytes"),
             params["latest"],
+            params.get("received", 0),
             params["time_ns"],
             self._environment.monotonic(),
         )
@@ -53,8 +54,12 @@ class AtSecondary:
             return
         running = state.fetch is not None and state.fetch.state in ("connecting", "reading")
         if running:
-            if announced.durable_lsn > group.advanced_to:
-                group.advanced_to = announced.durable_lsn
+            durable_lsn, received = group.advanced_to
+            if announced.durable_lsn > durable_lsn or announced.received > received:
+                group.advanced_to = (
+                    max(durable_lsn, announced.durable_lsn),
+                    max(received, announced.received),
+                )
                 self._environment.call(
                     None,
                     "fetch.advance",
@@ -62,6 +67,7 @@ class AtSecondary:
                         "group": group.name,
                         "durable_lsn": announced.durable_lsn,
                         "ring_bytes": announced.ring_bytes,
+                        "received": announced.received,
                     },
                     lambda result, error: None,
                     10.0,
@@ -96,7 +102,7 @@ class AtSecondary:
         portal, target = address
         if portal == KERNEL:  # then the device is known by its serial number, which its owner tells
             target = str(result.get("serial", ""))
-        group.advanced_to = result["durable_lsn"]
+        group.advanced_to = (result["durable_lsn"], 0)
 
         def started(_: Result | None, failure: ReplctlError | None) -> None:
             group.fetch_asked = False
@@ -144,6 +150,7 @@ class AtSecondary:
                 "reign": state.reign,
                 "latest": state.latest,
                 "received": state.durable,
+                "digest": state.durable_digest,
                 "restored": state.restored,
                 "verified": state.verified,
                 "verified_extents": state.verified_extents,

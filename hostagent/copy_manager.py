@@ -102,7 +102,7 @@ class CopyManager:
             group.state = None
             group.fetch_asked = group.asking = False
             group.confirm_since = None
-            group.advanced_to = 0
+            group.advanced_to = (0, 0)
 
     def on_peer_up(self, site: str) -> None:
         """The link to a peer is up."""

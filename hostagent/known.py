@@ -24,6 +24,8 @@ class Announcement:
     durable_lsn: int
     ring_bytes: int | None
     latest: int
+    received: int
+    """How far it knows us to be."""
     time_ns: int
     heard_at: float
 
@@ -36,6 +38,8 @@ class MirrorReport:
     heard_at: float
     sending: bool = False
     unsent: bool = True
+    misfit_since: float | None = None
+    """When its last record was found not to be ours; None: it is, or it was not asked yet."""
     mismatches_seen: int = 0
     repaired: int = 0
 
@@ -62,7 +66,8 @@ class Group:
     """Our subsystem was told to follow anew; what it told before says nothing of that."""
     fetch_asked: bool = False
     fetch_retry_at: float = 0.0
-    advanced_to: int = 0
+    advanced_to: tuple[int, int] = (0, 0)
+    """What our subsystem was told of the primary last: durable LSN, and how far it knows us to be."""
     link_reason: str = ""
     conflict: str = ""
     promised_to: str = ""

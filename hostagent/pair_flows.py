@@ -298,7 +298,7 @@ class PairFlows:
         mine: GroupState = (yield from self.own(group))["state"]
         theirs: GroupState = (yield from self.peer(group, name))["state"]
         fork = fork_point(mine, theirs)
-        yield from self._check_fork(group, name, fork)
+        fork = (yield from self._check_fork(group, name, fork))["fork"]
         extents: list[list[int]] = []
         if fork.loser_wrote or theirs.role == "primary":
             extents = yield from self._take_back(group, name, fork, theirs)
@@ -360,7 +360,17 @@ class PairFlows:
                 "Delete the pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )
-        return {}
+        known = next((mirror.received for mirror in states[0].mirrors if mirror.name == name), fork.sequence)
+        ours = mine.get("found") or any(
+            (epoch.fork_sequence, epoch.fork_digest) == (fork.sequence, fork.digest)
+            for epoch in states[0].epochs
+        )
+        if known < fork.sequence and not ours:
+            # Our journal has forgotten the place and was never told that the other side has it: had this site
+            # been put back to an older state, other records would have stood there. What both have for
+            # certain ends where we know it to be; the rest counts as what it wrote alone.
+            return {"fork": Fork(known, "", loser_wrote=True, set_back=fork.set_back)}
+        return {"fork": fork}
 
     def _take_back(self, group: Group, name: str, fork: Fork, theirs: GroupState) -> Flow:
         """What the other side wrote alone: exported there, and to be copied over here."""

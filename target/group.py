@@ -427,7 +427,6 @@ class ConsistencyGroup:
         entry = mirror.entry
         if not mirror.flows:
             return
-        received = min(received, self.journal.durable.sequence)
         self.mirrors.update(
             mirror,
             received=max(received, entry.received),

@@ -17,7 +17,7 @@ from target.errors import IntegrityError, OperatorError
 from target.journal.record import RecordType, SequenceNumber
 from target.journal.ring import Journal
 from target.journal.scan import RingReader, walk_headers
-from target.journal.superblock import MirrorEntry, MirrorState, Position
+from target.journal.superblock import MirrorEntry, MirrorState, Position, Role
 from target.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -88,10 +88,25 @@ class Mirrors:
         self._on_tail_moved = on_tail_moved
         self._on_suspended = on_suspended
         self._discarding = False
+        self.primary_knows = SequenceNumber(0)
+        """On a secondary: what its primary knows it to have received."""
+        self._left: dict[int, int] = {}
+        """Slot of a mirror that was removed -> the superblock generation that does not name it any more."""
         self.store = BitmapStore(journal.device, journal.superblock)
+        self.unreadable: OSError | None = None
+        """Bitmaps could not be read: nothing may be written then."""
         self.table: dict[str, Mirror] = {
-            entry.name: Mirror(entry, self.store.load(entry.slot)) for entry in journal.superblock.mirrors
+            entry.name: Mirror(entry, self._load(entry)) for entry in journal.superblock.mirrors
         }
+
+    def _load(self, entry: MirrorEntry) -> DifferentialBitmap:
+        try:
+            return self.store.load(entry.slot)
+        except OSError as error:
+            self.unreadable = error
+            bitmap = self.store.create(entry.slot)
+            bitmap.mark_all()
+            return bitmap
 
     def __getitem__(self, name: str) -> Mirror:
         mirror = self.table.get(name)
@@ -107,6 +122,9 @@ class Mirrors:
         if name in self.table:
             raise OperatorError(f"{name!r} is a mirror of this group already: resync or delete that pair")
         used = {mirror.entry.slot for mirror in self.table.values()}
+        durable = self._journal.durable_generation
+        # Until then a start could find the mirror that was there, and would take these pages for its own.
+        used |= {slot for slot, generation in self._left.items() if generation > durable}
         free = [slot for slot in range(self._journal.superblock.bitmap_slots) if slot not in used]
         if not free:
             raise OperatorError(f"a group has {len(used)} mirrors at most: delete one first")
@@ -123,13 +141,16 @@ class Mirrors:
         if mirror is None:
             return False
         self._save_table()
+        self._left[mirror.entry.slot] = self._journal.wanted_generation
         self.move_tail()
         return True
 
     def clear(self) -> None:
         """Forget all: the group follows another primary now."""
+        slots = [mirror.entry.slot for mirror in self.table.values()]
         self.table.clear()
         self._save_table()
+        self._left.update(dict.fromkeys(slots, self._journal.wanted_generation))
 
     def update(self, mirror: Mirror, **changes: object) -> None:
         """Change a mirror's entry: a state is written with the next commit, the rest with some later one."""
@@ -182,6 +203,9 @@ class Mirrors:
             return
         checkpoint = journal.boundary_before(journal.superblock.checkpoint_sequence)
         needed = [mirror.entry.received for mirror in self.table.values()]
+        if journal.superblock.role is Role.SECONDARY:
+            # Should the primary be put back to an older state, what it does not know of is to be found here.
+            needed.append(self.primary_knows)
         keep = journal.boundary_before(min([checkpoint.sequence, *needed]))
         if keep.lsn > journal.superblock.tail.lsn:
             # A mirror that had part of its records discarded keeps the rest, too, until space is short.

@@ -104,6 +104,7 @@ class GroupState(msgspec.Struct, frozen=True):
     latest: int
     durable: int
     durable_lsn: int
+    durable_digest: str
     tail: int
     restored: int
     verified: int
@@ -197,6 +198,8 @@ class ReportMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: str
     mirror: str
     received: int
+    digest: str
+    """Of the last pack it received, hex: it counts only where ours has the same."""
     restored: int
     verified: int
 
@@ -313,6 +316,8 @@ class AdvanceFetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     durable_lsn: int
     ring_bytes: int | None = None
     """The size of the peer's ring; None: it was not told."""
+    received: int = 0
+    """The peer knows that we have everything up to this record: our journal need not keep it for a merge."""
 
 
 class GrowVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -327,13 +327,16 @@ class Operations:
     def _report_mirror(self, params: ReportMirror, reply: Reply) -> None:
         group = self._engine.group(params.group)
         mirror = group.mirrors[params.mirror]
-        group.report_mirror(
-            mirror,
-            SequenceNumber(params.received),
-            SequenceNumber(params.restored),
-            SequenceNumber(params.verified),
-        )
-        reply()
+        place = group.journal.keeps_from(params.received)
+        fits = place is not None and place.digest.hex() == params.digest
+        if fits:
+            group.report_mirror(
+                mirror,
+                SequenceNumber(params.received),
+                SequenceNumber(params.restored),
+                SequenceNumber(params.verified),
+            )
+        reply({"fits": fits})
 
     def _mark_mirror(self, params: MarkMirror, reply: Reply) -> None:
         mark_extents(self._engine.group(params.group), params.mirror, params.extents)
@@ -386,6 +389,8 @@ class Operations:
         if fetch is None:
             raise OperatorError(f"nothing is being fetched for group {params.group!r}")
         fetch.advance(params.durable_lsn, params.ring_bytes)
+        mirrors = self._engine.group(params.group).mirrors
+        mirrors.primary_knows = max(mirrors.primary_knows, SequenceNumber(params.received))
         reply()
 
     def _stop_fetch(self, params: OfGroup, reply: Reply) -> None:

@@ -42,6 +42,7 @@ def group_state(group: ConsistencyGroup, fetch: Fetch | None) -> GroupState:
         latest=journal.head.sequence,
         durable=journal.durable.sequence,
         durable_lsn=journal.durable.lsn,
+        durable_digest=journal.durable.digest.hex(),
         ring_bytes=superblock.ring_bytes,
         tail=superblock.tail.sequence,
         restored=group.background.applied_sequence,

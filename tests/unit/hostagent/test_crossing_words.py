@@ -91,6 +91,7 @@ def state(
         latest=10,
         durable=10,
         durable_lsn=0,
+        durable_digest="",
         tail=0,
         restored=10,
         verified=0,

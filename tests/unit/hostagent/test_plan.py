@@ -33,6 +33,7 @@ PLAIN = GroupState(
     latest=0,
     durable=0,
     durable_lsn=0,
+    durable_digest="",
     tail=0,
     restored=0,
     verified=0,
