@@ -39,6 +39,10 @@ class NoFullCopy(Checker):
         if request.op == "pair.create":
             self._create_open = True
 
+    def started(self, site: SimSite, after_power_loss: bool) -> None:
+        if site.excused and site.target.group.base_copies:
+            self._create_open = True  # what is on the disks may be the middle of a create, which goes on
+
     def appending(self, site: SimSite, node: Node, image: Image) -> None:
         group = site.target.group
         if any(record.type == RecordType.MARKER for record in node.records) and not group.base_copies:
