@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from target.volume import SECTOR_BYTES, Buffer
+from target.volume import SECTOR_BYTES, Buffer, Space
 
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FALLOC_FL_KEEP_SIZE_PUNCH_HOLE = 0x03  # linux/falloc.h
@@ -170,6 +170,14 @@ class FileDevice:
             stop = min(os.lseek(self._fd, start, os.SEEK_HOLE), end)
             yield start, stop - start
             offset = stop
+
+    def space(self) -> Space:
+        """What it takes, and what is left where it lies; a block device has all that it will ever need."""
+        if not self._is_file:
+            return Space(self.size_bytes, 0)
+        below = os.fstatvfs(self._fd)
+        # st_blocks counts 512 bytes, whatever a block of the file system is (stat(2)).
+        return Space(os.fstat(self._fd).st_blocks * 512, below.f_bavail * below.f_frsize)
 
     def grow(self, size_bytes: int) -> None:
         if size_bytes > self.size_bytes:

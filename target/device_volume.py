@@ -40,6 +40,10 @@ class ReadOnlyVolume:
     def read_only_now(self) -> bool:
         return True
 
+    @property
+    def failed_now(self) -> bool:
+        return False
+
     def read(self, offset: int, length: int, request: Request) -> None:
         try:
             data = self._device.pread_nowait(length, offset)

@@ -27,6 +27,10 @@ class GroupVolume:
     def read_only_now(self) -> bool:
         return self._group.access in (Access.READ_ONLY, Access.FAILED)
 
+    @property
+    def failed_now(self) -> bool:
+        return self._group.access is Access.FAILED
+
     def read(self, offset: int, length: int, request: Request) -> None:
         self._group.read(self._id, offset, length, request)
 

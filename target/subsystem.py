@@ -114,6 +114,7 @@ class Subsystem:
                 LIMITS if lio else None,
                 None if lio else self._reservations(name, str(volume.name)),
                 removable=volume.removable,
+                space=devices[str(volume.name)].space,
             )
             front[volume.lun] = unit
             units.append(unit)

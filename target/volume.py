@@ -7,6 +7,7 @@ and multiples of 512; the device server has checked them against the size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -25,6 +26,14 @@ class VolumeError(Enum):
     NO_SPACE = "no space is left on the device below"
     NOT_READY = "the volume is becoming ready: its role is not confirmed yet"
     ABORTED = "the command was aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a volume takes on the device below, and what is left there, for all who use it."""
+
+    used_bytes: int
+    available_bytes: int
 
 
 class Request(Protocol):
@@ -51,6 +60,10 @@ class Volume(Protocol):
     @property
     def read_only_now(self) -> bool:
         """True while writes would be answered WRITE_PROTECTED."""
+
+    @property
+    def failed_now(self) -> bool:
+        """True when the volume, or the journal before it, is damaged and serves nobody any more."""
 
     def read(self, offset: int, length: int, request: Request) -> None:
         """Read `length` bytes at `offset`; answers with one buffer of that length."""

@@ -245,6 +245,15 @@ def mode_select_10(parameter_list_length: int, *, save: bool = False) -> bytes:
     return struct.pack(">BB5xHB", Opcode.MODE_SELECT_10, 0x10 | save, parameter_list_length, 0)
 
 
+def log_sense(
+    page: int, allocation_length: int = 512, *, subpage: int = 0, parameter_pointer: int = 0
+) -> bytes:
+    """Current cumulative values."""
+    return struct.pack(
+        ">BBBBxHHB", Opcode.LOG_SENSE, 0, 0x40 | page, subpage, parameter_pointer, allocation_length, 0
+    )
+
+
 def start_stop_unit(*, start: bool) -> bytes:
     return bytes((Opcode.START_STOP_UNIT, 0, 0, 0, start, 0))
 

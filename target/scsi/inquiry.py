@@ -174,10 +174,10 @@ def block_device_characteristics() -> bytes:
     return encode_vpd(VpdPage.BLOCK_DEVICE_CHARACTERISTICS, struct.pack(">H58x", 1))
 
 
-def logical_block_provisioning() -> bytes:
+def logical_block_provisioning(threshold_exponent: int) -> bytes:
     """UNMAP, WRITE SAME (16) and (10) with UNMAP all work (LBPU, LBPWS, LBPWS10) and unmapped
     blocks read as zeros (LBPRZ); thin provisioned (type 2)."""
-    return encode_vpd(VpdPage.LOGICAL_BLOCK_PROVISIONING, bytes((0, 0xE4, 0x02, 0)))
+    return encode_vpd(VpdPage.LOGICAL_BLOCK_PROVISIONING, bytes((threshold_exponent, 0xE4, 0x02, 0)))
 
 
 def _designator(*, code_set: int, association: int, kind: int, value: bytes) -> bytes:

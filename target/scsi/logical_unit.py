@@ -8,6 +8,8 @@ short one handles only what cannot fail, and leaves the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from target.scsi.cdb import BLOCK_10, BLOCK_16, CDB_BYTES_MAX, FUA, Opcode
 from target.scsi.chain import Chain, check_condition
 from target.scsi.command import Nexus, ScsiCommand, ScsiResult
@@ -23,7 +25,7 @@ from target.scsi.sense import (
     Sense,
 )
 from target.scsi.unit_state import UnitState
-from target.volume import Buffer, Volume
+from target.volume import Buffer, Space, Volume
 
 _unpack_10 = BLOCK_10.unpack_from
 _unpack_16 = BLOCK_16.unpack_from
@@ -53,8 +55,9 @@ class LogicalUnit(UnitState):
         reservation_store: ReservationStore | None = None,
         *,
         removable: bool = False,
+        space: Callable[[], Space] | None = None,
     ) -> None:
-        super().__init__(volume, limits, reservation_store, removable=removable)
+        super().__init__(volume, limits, reservation_store, removable=removable, space=space)
         ways = [self.execute_any] * 256
         ways[Opcode.READ_10] = self._read_10
         ways[Opcode.WRITE_10] = self._write_10

@@ -40,7 +40,7 @@ _SWP = 0x08
 
 _CACHING = struct.Struct(">BBB17x")
 _CONTROL = struct.Struct(">BBBBBBxxH2x")
-_GLTSD = 0x02  # log parameters are not saved: there are none
+_GLTSD = 0x02  # log parameters are not saved: they say what is
 _UNRESTRICTED_REORDERING = 0x10
 _TAS = 0x40  # a command that another initiator aborted is answered TASK ABORTED
 _BUSY_TIMEOUT_UNLIMITED = 0xFFFF

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from target.scsi import atomic_commands as atomic
 from target.scsi import extended_copy as copies
+from target.scsi import log_pages, reports, reservation_data
 from target.scsi import media_commands as media
 from target.scsi import medium_removal as medium
-from target.scsi import reports, reservation_data
 from target.scsi import reservation_commands as reservation
 from target.scsi import reservations as rules
 from target.scsi import unit_commands as unit
@@ -161,6 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     _operation("WRITE SAME (10)", "41 18 ffffffff 1f ffff 00", media.write_same, _HOLDERS, _ZEROS),
     _operation("UNMAP", "42 01 00000000 1f ffff 00", media.unmap, _HOLDERS, "no ANCHOR"),
+    _spc("LOG SENSE", "4d 00 ff ff 00 ffff ffff 00", log_pages.log_sense, _EVERYBODY, "pages as below"),
     _spc("MODE SELECT (10)", "55 11 0000000000 ffff 00", unit.mode_select_10, _HOLDERS, "pages as below"),
     _spc("MODE SENSE (10)", "5a 18 ff ff 000000 ffff 00", unit.mode_sense_10, _READERS, "with LLBAA"),
     _reserve_in("READ KEYS", 0, reservation.reserve_in(reservation_data.encode_keys)),

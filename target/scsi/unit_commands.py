@@ -68,7 +68,9 @@ _VPD_PAGES: dict[int, Callable[[UnitState, ScsiCommand], bytes]] = {
     ),
     VpdPage.BLOCK_LIMITS: lambda unit, command: pages.block_limits(unit.limits, unit.block_size_bytes),
     VpdPage.BLOCK_DEVICE_CHARACTERISTICS: lambda unit, command: pages.block_device_characteristics(),
-    VpdPage.LOGICAL_BLOCK_PROVISIONING: lambda unit, command: pages.logical_block_provisioning(),
+    VpdPage.LOGICAL_BLOCK_PROVISIONING: lambda unit, command: pages.logical_block_provisioning(
+        unit.threshold_exponent
+    ),
 }
 
 

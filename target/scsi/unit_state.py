@@ -21,11 +21,12 @@ from target.scsi.sense import (
     lba_out_of_range,
 )
 from target.scsi.unit_attention import UnitAttentions
-from target.volume import Request, Volume
+from target.volume import Request, Space, Volume
 
 from . import cdb as cdbs
 
 BLOCK_SIZES_BYTES = (512, 4096)
+_THRESHOLD_SET_SHIFT = 20  # 1 MiB, so that 32 bits count 4 PiB
 
 
 AbortTasks = Callable[[Nexus, Request], None]
@@ -46,6 +47,7 @@ class UnitState:
         reservation_store: ReservationStore | None = None,
         *,
         removable: bool = False,
+        space: Callable[[], Space] | None = None,
     ) -> None:
         assert volume.block_size_bytes in BLOCK_SIZES_BYTES, volume.block_size_bytes
         self.volume = volume
@@ -63,6 +65,8 @@ class UnitState:
         self.device_units: Callable[[], Iterable[UnitState]] = lambda: (self,)
         """All logical units of the device, for copies from one to another."""
         self.abort_tasks: AbortTasks = _nothing_to_abort
+        self.space = space
+        """What the volume takes below, where that can be told; raises OSError."""
         self.block_size_bytes = volume.block_size_bytes
         self.block_shift = volume.block_size_bytes.bit_length() - 1
         self.transfer_blocks_max = self.limits.transfer_bytes_max >> self.block_shift
@@ -104,6 +108,11 @@ class UnitState:
         4096 are better is told as the granularity of transfers (VPD page B0h).
         """
         return Capacity(self.block_count, self.block_size_bytes, thin=True, unmapped_reads_zeros=True)
+
+    @property
+    def threshold_exponent(self) -> int:
+        """Mapped blocks are counted in sets of two to the power of this; 0: they are not."""
+        return 0 if self.space is None else _THRESHOLD_SET_SHIFT - self.block_shift
 
     def encode_sense(self, sense: Sense) -> bytes:
         """Sense data that go with a status, in the format that D_SENSE of the control mode page asks for."""

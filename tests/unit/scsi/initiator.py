@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from target.scsi.command import Nexus, ScsiCommand, ScsiResult, Status
 from target.scsi.device_server import Device
 from target.scsi.inquiry import Limits
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import Sense
-from target.volume import Buffer
+from target.volume import Buffer, Space
 from tests.unit.scsi.memory_volume import MemoryVolume
 
 TARGET_PORT = "iqn.2024-01.example:target,t,0x0001"
@@ -56,9 +58,10 @@ class Initiator:
         device: Device | None = None,
         name: str = "iqn.2024-01.example:initiator",
         power_on: bool = False,
+        space: Callable[[], Space] | None = None,
     ) -> None:
         self.volume = volume or MemoryVolume()
-        self.device = device or Device({0: LogicalUnit(self.volume, limits)})
+        self.device = device or Device({0: LogicalUnit(self.volume, limits, space=space)})
         self.nexus = Nexus(name, TARGET_PORT)
         if not power_on:
             for lun in self.device.logical_units:

@@ -32,6 +32,7 @@ class MemoryVolume:
         self.size_bytes = size_bytes
         self.block_size_bytes = block_size_bytes
         self.read_only_now = False
+        self.failed_now = False
         self.hold = hold
         self.content = bytearray(size_bytes)
         self.calls: list[Call] = []
