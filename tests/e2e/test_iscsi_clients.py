@@ -1,9 +1,11 @@
-"""Clients that others wrote, against the embedded target: libiscsi's tools and QEMU's."""
+"""Clients that others wrote, against the embedded target: libiscsi's tools and QEMU's.
+
+libiscsi's own tests are in tests/conformance/test_libiscsi_suite.py.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -22,13 +24,13 @@ VOLUME_BYTES = 32 << 20
 ONE_WAY = ChapCredentials(CHAP.user, CHAP.secret)
 
 
-def run(*command: str, succeeds: bool | None = True) -> str:
-    """What a tool prints; it must end well, or must not, or (None) its words tell."""
+def run(*command: str, succeeds: bool = True) -> str:
+    """What a tool prints; it must end well, or must not."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     output = done.stdout + done.stderr
-    assert succeeds is None or (done.returncode == 0) == succeeds, output
+    assert (done.returncode == 0) == succeeds, output
     return output
 
 
@@ -69,9 +71,8 @@ def test_iscsi_readcapacity16(server: Server) -> None:
     assert f"Total size:{VOLUME_BYTES}" in run("iscsi-readcapacity16", server.url())
 
 
-@pytest.mark.parametrize("options", [("-m", "1"), ("-m", "32", "-b", "8"), ("-r", "-m", "32", "-b", "512")])
-def test_iscsi_perf_reads(server: Server, options: tuple[str, ...]) -> None:
-    assert "finished" in run("iscsi-perf", *options, "-t", "1", server.url())
+def test_iscsi_perf_reads(server: Server) -> None:
+    assert "finished" in run("iscsi-perf", "-r", "-m", "32", "-b", "512", "-t", "1", server.url())
 
 
 def test_libiscsi_authenticates_by_chap(volume: MemoryVolume) -> None:
@@ -109,43 +110,6 @@ def test_tools_come_in_by_any_address(volume: MemoryVolume, listens: str) -> Non
         )
     finally:
         server.stop()
-
-
-# libiscsi's own tests of iSCSI. Each runs in a process of its own: what a failed one leaves in libiscsi's
-# context would show in the next.
-ISCSI_TESTS = [
-    *(f"iSCSIcmdsn.iSCSICmdSnToo{which}" for which in ("High", "Low")),
-    "iSCSIdatasn.iSCSIDataSnInvalid",
-    "iSCSIResiduals.Read10Invalid",
-    *(f"iSCSIResiduals.Read{size}Residuals" for size in (10, 12, 16)),
-    *(f"iSCSIResiduals.Write{size}Residuals" for size in (10, 12, 16)),
-    *(f"iSCSIResiduals.WriteVerify{size}Residuals" for size in (10, 12, 16)),
-    "iSCSITMF.AbortTaskSimpleAsync",
-    "iSCSITMF.LUNResetSimpleAsync",
-]
-RESET_TEST_MISTAKE = "CU_ASSERT_EQUAL(reconnect_succeeded,1)"
-"""LUNResetSimpleAsync of libiscsi 1.19 looks at a variable that only the answer to its request sets, before
-anything was sent: this assertion fails whatever a target does. Versions in which it was mended pass it.
-"""
-
-
-def test_every_iscsi_test_of_libiscsi_is_known() -> None:
-    listed = [line.strip() for line in run("iscsi-test-cu", "--list").splitlines()]
-    tests = {line.removeprefix("iSCSI.") for line in listed if line.count(".") == 2}
-    assert {name for name in tests if name.startswith("iSCSI")} == set(ISCSI_TESTS)
-
-
-@pytest.mark.parametrize("name", ISCSI_TESTS)
-def test_iscsi_test_of_libiscsi(server: Server, name: str) -> None:
-    output = run("iscsi-test-cu", "--dataloss", "-V", "-t", f"iSCSI.{name}", server.url(), succeeds=None)
-    failed = [line for line in output.splitlines() if "CU_ASSERT" in line or "CU_FAIL" in line]
-    if name == "iSCSITMF.LUNResetSimpleAsync":
-        failed = [line for line in failed if RESET_TEST_MISTAKE not in line]
-        assert "LU RESET completed" in output, output
-    assert not failed, output
-    counted = re.search(r"asserts +(\d+) +(\d+) +(\d+) +(\d+)", output)
-    assert counted is not None, output
-    assert int(counted[3]) > 0
 
 
 # QEMU
@@ -231,7 +195,7 @@ def test_qemu_goes_on_when_the_target_comes_back(volume: MemoryVolume) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        for written in (500, 4000, 8000):
+        for written in (500, 8000):
             wait_for_calls(server, volume, written)
             assert is_drained(server), "the initiator logs out when it is asked to"
             server.stop()
