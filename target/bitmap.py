@@ -130,13 +130,17 @@ class BitmapStore:
         self._device = device
         self._superblock = superblock
         self._generations: dict[tuple[int, int], int] = {}
+        self._unwritten: set[tuple[int, int]] = set()
+        """Pages of a new bitmap: nothing is known of what either copy holds."""
 
     def resize(self, superblock: Superblock) -> None:
         """The volumes have other sizes now."""
         self._superblock = superblock
 
     def load(self, slot: int) -> DifferentialBitmap:
-        """Read a slot's pages; a page without a good copy counts as marked."""
+        """Read a slot's pages; a page without a good copy counts as marked. Blocks. Raises OSError: a copy
+        that cannot be read now may be the newer one.
+        """
         bitmap = DifferentialBitmap(self._superblock.volumes, self._superblock.extent_bytes)
         for page in range(self._superblock.bitmap_pages):
             best: tuple[int, bytes] | None = None
@@ -151,36 +155,40 @@ class BitmapStore:
         return bitmap
 
     def create(self, slot: int) -> DifferentialBitmap:
-        """A bitmap with no bit set; all its pages are to be written."""
+        """A bitmap with no bit set; all its pages are to be written, both copies of each.
+
+        So what an earlier bitmap left in the slot needs not be read, and none of it is ever found again: no
+        superblock names the slot before both are durable.
+        """
         bitmap = DifferentialBitmap(self._superblock.volumes, self._superblock.extent_bytes)
-        bitmap.dirty_pages.update(range(self._superblock.bitmap_pages))
         for page in range(self._superblock.bitmap_pages):
-            generations = [
-                found[0]
-                for copy in (0, 1)
-                if (
-                    found := self._decode(
-                        self._device.pread(PAGE_BYTES, self._offset(slot, page, copy)), slot, page
-                    )
-                )
-            ]
-            self._generations[slot, page] = max(generations, default=0)
+            bitmap.dirty_pages.add(page)
+            self._generations[slot, page] = 0
+            self._unwritten.add((slot, page))
         return bitmap
 
     def take_dirty(self, slot: int, bitmap: DifferentialBitmap) -> list[tuple[int, bytes]]:
         """(offset, page) of every page to be written, each over its older copy; they count as written."""
         writes = []
         for page in sorted(bitmap.dirty_pages):
-            generation = self._generations.get((slot, page), 0) + 1
-            self._generations[slot, page] = generation
-            block = bytearray(
-                _HEADER.pack(_MAGIC, _VERSION, slot, page, generation, self._superblock.group_id, 0)
-                + bitmap.page_bits(page)
-            )
-            block[60:64] = crc32c(block).to_bytes(4, "little")
-            writes.append((self._offset(slot, page, generation & 1), bytes(block)))
+            copies = 1
+            if (slot, page) in self._unwritten:
+                self._unwritten.discard((slot, page))
+                copies = 2
+            for _ in range(copies):
+                generation = self._generations[slot, page] + 1
+                self._generations[slot, page] = generation
+                block = self._encode(slot, page, generation, bitmap.page_bits(page))
+                writes.append((self._offset(slot, page, generation & 1), block))
         bitmap.dirty_pages.clear()
         return writes
+
+    def _encode(self, slot: int, page: int, generation: int, bits: bytes) -> bytes:
+        block = bytearray(
+            _HEADER.pack(_MAGIC, _VERSION, slot, page, generation, self._superblock.group_id, 0) + bits
+        )
+        block[60:64] = crc32c(block).to_bytes(4, "little")
+        return bytes(block)
 
     def _offset(self, slot: int, page: int, copy: int) -> int:
         index = (slot * self._superblock.bitmap_pages + page) * 2 + copy

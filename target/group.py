@@ -147,11 +147,8 @@ class ConsistencyGroup:
 
     def _first_access(self, opened: Opened) -> Access:
         superblock = self.journal.superblock
-        if opened.corruption is not None:
-            self.reason = (
-                f"{opened.corruption.what}; nothing was guessed and nothing is served. "
-                "Take over at a peer, or restore the journal volume"
-            )
+        self.reason = opened.fault(self.mirrors.unreadable)
+        if self.reason:
             _log.critical("group %s: %s", self.name, self.reason)
             self.background.failure = RuntimeError(self.reason)
             self.write_path.failed = True

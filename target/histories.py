@@ -15,12 +15,12 @@ from pathlib import Path
 from target.bitmap import Extent, check_room
 from target.blockdev import BlockDevice
 from target.errors import ConflictError, IntegrityError, OperatorError
+from target.fencing import stop_feeding
 from target.group import Access, ConsistencyGroup
 from target.journal.record import (
     NO_DIGEST,
     RESTORABLE,
     EpochStart,
-    MarkerKind,
     RecordType,
     SequenceNumber,
 )
@@ -33,10 +33,6 @@ from target.restore import grow
 from target.settling import Done, exclusively, settle, when_durable, when_room
 
 _WRITTEN = frozenset((RecordType.UPDATE, RecordType.ZERO))
-
-
-FENCE_SECONDS = 60.0
-"""So long after the last word of a merge it counts as broken off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +266,10 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
     ended = exclusively(group, "the beginning of a pair", done)
     if ended is None:
         return
+    access, reason = group.access, group.reason
     group.set_access(Access.READ_ONLY, f"secondary of {history.primary}")
     group.receiving = False
-    _stop_feeding(group)
+    stop_feeding(group)
     group.background.restore_limit = None
     sizes = dict(history.sizes)
     grown = [v for v in group.volumes if sizes.get(v.id, 0) > v.size_bytes]
@@ -311,6 +308,14 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
         group.background.restart()
         when_durable(group, followed)
 
+    def refused(error: Exception | None) -> None:
+        """Nothing was given up yet: go on as before."""
+        if group.access is not Access.FAILED and group.fenced is None:
+            group.receiving = group.background.following
+            group.set_access(access, reason)
+            group.resume_copies()
+        ended(error)
+
     def followed(error: Exception | None) -> None:
         if error is None:  # before this, the old superblock stood, and the ring was not to be overwritten
             group.receiving = True
@@ -319,17 +324,17 @@ def follow(group: ConsistencyGroup, history: History, done: Done) -> None:
 
     def extended(_: None, error: Exception | None) -> None:
         if error is not None:
-            ended(error)
+            refused(error)
         else:
-            group.background.when_idle(paused, ended)
+            group.background.when_idle(paused, refused)
 
     def settled(error: Exception | None) -> None:
         if error is not None:
-            ended(error)
+            refused(error)
         elif grown:
             group.scheduler.submit(group.lane, extend, extended)
         else:
-            group.background.when_idle(paused, ended)
+            group.background.when_idle(paused, refused)
 
     settle(group, settled)
 
@@ -433,65 +438,3 @@ def export_since(
         return count
 
     group.scheduler.submit(group.lane, work, done)
-
-
-def quiesce(group: ConsistencyGroup, done: Callable[[Position | None, Exception | None], None]) -> None:
-    """Let writes wait, promise to serve none before the takeover's outcome, say where the journal ends."""
-
-    def answer(error: Exception | None) -> None:
-        done(group.journal.durable if error is None else None, error)
-
-    ended = exclusively(group, "a promise to a peer", answer)
-    if ended is None:
-        return
-    group.set_access(Access.HOLD, "a planned takeover by a peer is under way")
-    _stop_feeding(group)
-    group.mark(MarkerKind.SPLIT, "takeover")
-    group.set_flag(Flag.PROMISED, True)
-    when_durable(group, ended)
-
-
-def fence(group: ConsistencyGroup, done: Done) -> None:
-    """Stand still: take no writes, from hosts or from a primary, until `follow`, `unfence` or a restart.
-
-    And not for ever: the site that merges may be gone. `follow` finds out whether something was written then.
-    """
-    ended = exclusively(group, "fencing", done)
-    if ended is None:
-        return
-    if group.fenced is None:
-        group.fenced = group.access
-    group.receiving = False
-    _stop_feeding(group)
-    keep_fence(group)
-    group.set_access(Access.READ_ONLY, "the primary merges what this site wrote into its history")
-    when_durable(group, ended)
-
-
-def keep_fence(group: ConsistencyGroup) -> None:
-    """The merge goes on: count from now."""
-    if group.fenced is None:
-        return
-    until = group.fenced_until = group.scheduler.monotonic() + FENCE_SECONDS
-
-    def look() -> None:
-        if group.fenced_until == until:
-            unfence(group)
-
-    group.scheduler.call_later(FENCE_SECONDS, look)
-
-
-def unfence(group: ConsistencyGroup) -> None:
-    """The merge did not come about: go on as before."""
-    if group.fenced is None or group.changing:
-        return
-    access, group.fenced = group.fenced, None
-    group.receiving = group.background.following
-    group.set_access(access, group.reason if access is Access.READ_ONLY else "")
-
-
-def _stop_feeding(group: ConsistencyGroup) -> None:
-    for name in list(group.base_copies):
-        group.stop_copy(name)
-    if group.verify_pass is not None:
-        group.verify_pass.stop()

@@ -32,13 +32,20 @@ def open_group(
     """Open a group; an empty journal volume is formatted.
 
     `group_id`: 16 bytes for a new journal (random by default). Raises OperatorError when configuration and
-    journal do not fit, IntegrityError when both superblocks are damaged.
+    journal do not fit, IntegrityError when both superblocks are damaged or cannot be read. An error of the
+    device behind that is the group's own: it fails, and the others serve.
     """
-    superblock = read_superblock(journal_device)
-    if superblock is None:
-        shapes = with_volume_sizes(shapes, devices)
-        superblock = format_journal(journal_device, group_id or os.urandom(16), shapes)
-        _log.info("group %s: a new journal volume was formatted", settings.name)
+    try:
+        superblock = read_superblock(journal_device)
+        if superblock is None:
+            shapes = with_volume_sizes(shapes, devices)
+            superblock = format_journal(journal_device, group_id or os.urandom(16), shapes)
+            _log.info("group %s: a new journal volume was formatted", settings.name)
+    except OSError as error:
+        raise IntegrityError(
+            f"the superblock of the journal volume cannot be read or written: {error}. Repair the disk and "
+            "start again; or take over at a peer"
+        ) from None
     check_shapes(superblock, shapes, devices)
     overlay = Overlay(superblock.checkpoint_lsn)
     follows = superblock.role is Role.SECONDARY

@@ -58,8 +58,6 @@ def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) 
             call()
         except ReplctlError as refused:
             done(None, refused)
-        except OSError as error:
-            done(None, OperatorError(f"the journal volume of group {group.name!r} failed: {error}"))
 
     when_room(group, ready)
 

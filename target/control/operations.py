@@ -38,6 +38,7 @@ from target.control.server import Reply
 from target.control.state import epoch_start, group_state
 from target.engine import Engine
 from target.errors import ConflictError, OperatorError, ReplctlError
+from target.fencing import fence, keep_fence, quiesce, unfence
 from target.group import Access
 from target.growing import answered, grow_journal, grow_volume
 from target.histories import (
@@ -45,12 +46,8 @@ from target.histories import (
     changed_since,
     demote,
     export_since,
-    fence,
     follow,
-    keep_fence,
     promote,
-    quiesce,
-    unfence,
 )
 from target.journal.record import MarkerKind, SequenceNumber
 from target.journal.superblock import Flag, MirrorState, Position, Role

@@ -124,45 +124,82 @@ class Opened:
     journal: Journal
     corruption: Corruption | None
     markers: list[tuple[SequenceNumber, Marker]]
+    unreadable: OSError | None = None
+    """The device gave an error: the journal is what was found before it, and nothing may be written."""
+
+    def fault(self, bitmaps_unreadable: OSError | None) -> str:
+        """Why nothing can be served, and what to do; '' when all is well."""
+        if self.corruption is not None:
+            return (
+                f"{self.corruption.what}; nothing was guessed and nothing is served. "
+                "Take over at a peer, or restore the journal volume"
+            )
+        error = self.unreadable or bitmaps_unreadable
+        if error is not None:
+            return (
+                f"the journal volume cannot be read or written: {error}; nothing is served. Repair the disk "
+                "and restart the subsystem, or take over at a peer"
+            )
+        return ""
 
 
 def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Callable[[Pack], None]) -> Opened:
     """Recover: walk from the tail to the end, cut a torn tail, make the rest durable.
 
-    `on_unapplied` sees each pack at or above the checkpoint. With a corruption the journal ends in front of
-    it.
+    `on_unapplied` sees each pack at or above the checkpoint. The journal ends in front of a corruption, and
+    in front of what cannot be read: there another start may find more.
     """
-    index = PackIndex()
-    markers: list[tuple[SequenceNumber, Marker]] = []
-    epochs = list(superblock.epochs)
-    grown: dict[int, int] = {}
     recovery = Recovery(device, superblock, superblock.checkpoint_lsn)
-    position = superblock.tail
-    for pack in recovery.packs():
-        index.append(Position(pack.header.lsn, position.sequence, position.digest))
+    found = _Found(superblock, on_unapplied)
+    filled = superblock.ring_bytes
+    unreadable: OSError | None = None
+    try:
+        for pack in recovery.packs():
+            found.take(pack)
+        _write_again(device, superblock, recovery.result)  # what was found is durable from here on
+        filled = _filled(device, superblock, recovery.result.head)
+    except OSError as error:
+        unreadable = error
+    epochs = found.epochs
+    if epochs:
+        superblock = replace(superblock, epochs=tuple(epochs), epoch=epochs[-1].epoch, reign=epochs[-1].reign)
+    journal = Journal(device, superblock, recovery.result.head, found.index)
+    for volume, size in found.grown.items():
+        journal.grow_volume(volume, size)
+    journal.filled_bytes = filled
+    return Opened(journal, recovery.result.corruption, found.markers, unreadable)
+
+
+class _Found:
+    """What the packs of a journal say, as they come."""
+
+    def __init__(self, superblock: Superblock, on_unapplied: Callable[[Pack], None]) -> None:
+        self._checkpoint_lsn = superblock.checkpoint_lsn
+        self._on_unapplied = on_unapplied
+        self._position = superblock.tail
+        self.index = PackIndex()
+        self.markers: list[tuple[SequenceNumber, Marker]] = []
+        self.epochs = list(superblock.epochs)
+        self.grown: dict[int, int] = {}
+
+    def take(self, pack: Pack) -> None:
+        first = pack.header.first_sequence
+        self.index.append(Position(pack.header.lsn, self._position.sequence, self._position.digest))
         for number, (kind, _, volume, length, offset, size, start, crc) in enumerate(pack.header.rows()):
             if kind == RecordType.GROW:
-                grown[volume] = offset + size
+                self.grown[volume] = offset + size
             if kind not in (RecordType.MARKER, RecordType.EPOCH):
                 continue
             data = pack.view[start : start + length]
             if crc32c(data) != crc:
                 continue  # below the checkpoint nothing was checked; who fetches it will be told
             if kind == RecordType.MARKER:
-                markers.append((SequenceNumber(pack.header.first_sequence + number), Marker.decode(data)))
+                self.markers.append((SequenceNumber(first + number), Marker.decode(data)))
             else:
-                epochs = with_epoch(epochs, EpochStart.decode(data))
-        if pack.header.lsn >= superblock.checkpoint_lsn:
-            on_unapplied(pack)
-        position = recovery.result.head
-    _write_again(device, superblock, recovery.result)  # what was found is durable from here on
-    if epochs:
-        superblock = replace(superblock, epochs=tuple(epochs), epoch=epochs[-1].epoch, reign=epochs[-1].reign)
-    journal = Journal(device, superblock, recovery.result.head, index)
-    for volume, size in grown.items():
-        journal.grow_volume(volume, size)
-    journal.filled_bytes = _filled(device, journal)
-    return Opened(journal, recovery.result.corruption, markers)
+                self.epochs = with_epoch(self.epochs, EpochStart.decode(data))
+        if pack.header.lsn >= self._checkpoint_lsn:
+            self._on_unapplied(pack)
+        self._position = pack.end
 
 
 def _write_again(device: BlockDevice, superblock: Superblock, found: Recovered) -> None:
@@ -197,15 +234,15 @@ def with_epoch(epochs: Sequence[EpochStart], start: EpochStart) -> list[EpochSta
     return list(epochs) if known else [*epochs, start][-EPOCHS_MAX:]
 
 
-def _filled(device: BlockDevice, journal: Journal) -> int:
+def _filled(device: BlockDevice, superblock: Superblock, head: Position) -> int:
     """As `filled_bytes`, but never less than what packs are kept in: their zeros may be holes of a copied
     file.
     """
-    ring, tail = journal.superblock.ring_bytes, journal.superblock.tail
-    filled = filled_bytes(device, journal.superblock)
-    if journal.head.lsn == tail.lsn:
+    ring, tail = superblock.ring_bytes, superblock.tail
+    filled = filled_bytes(device, superblock)
+    if head.lsn == tail.lsn:
         return filled
-    end = journal.head.lsn % ring
+    end = head.lsn % ring
     return ring if end <= tail.lsn % ring else max(filled, end)
 
 

@@ -50,9 +50,9 @@ def _rot(site: SimSite) -> None:
     for name, disk in site.disks.items():
         size = next(v.size_bytes for v in site.target.group.volumes if v.name == name)
         place = rng.randrange(size)
-        disk.corrupt(place, bytes((disk.pread(1, place)[0] ^ 1 << rng.randrange(8),)))
+        disk.corrupt(place, bytes((disk.peek(1, place)[0] ^ 1 << rng.randrange(8),)))
         one, other = (rng.randrange(size // SECTOR) * SECTOR for _ in range(2))
-        disk.corrupt(one, disk.pread(SECTOR, other))
+        disk.corrupt(one, disk.peek(SECTOR, other))
     site.rotten = site.had_rot = True
 
 

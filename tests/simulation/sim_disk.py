@@ -66,7 +66,7 @@ class SimDisk:
 
     def pread(self, length: int, offset: int) -> bytes:
         if self._fail(self.fail_reads) and self.fail_reads is not None:
-            raise self.fail_reads
+            raise OSError(*self.fail_reads.args)
         if offset < 0 or offset + length > self.size_bytes:
             raise OSError(errno.EIO, "read behind the end")
         return _read(self._content, length, offset)
@@ -92,7 +92,7 @@ class SimDisk:
                 self._write(
                     offset, data[: self.fail_random.randrange(len(data) // ATOMIC_BYTES + 1) * ATOMIC_BYTES]
                 )
-            raise self.fail_writes
+            raise OSError(*self.fail_writes.args)
         if offset < 0 or offset + len(data) > self.size_bytes:
             raise OSError(errno.ENOSPC, "write behind the end")
         if self.on_write is not None:
@@ -116,7 +116,7 @@ class SimDisk:
                 # writes them.
                 self._dirty.clear()
                 self._unflushed.clear()
-            raise self.fail_flushes
+            raise OSError(*self.fail_flushes.args)
         self.flushes += 1
         self._make_durable()
         if self.on_flush is not None:
@@ -200,6 +200,10 @@ class SimDisk:
             self._allocated[page] = 1  # what was punched and not flushed may be back
         self._dirty.clear()
         self._unflushed.clear()
+
+    def peek(self, length: int, offset: int) -> bytes:
+        """What it holds, whatever fails: for who looks from outside."""
+        return _read(self._content, length, offset)
 
     def corrupt(self, offset: int, data: bytes) -> None:
         """Bits change at rest."""

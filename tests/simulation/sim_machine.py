@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from target.errors import IntegrityError
 from tests.simulation.sim_agent import SimAgent
 from tests.simulation.sim_scheduler import WALL_START_NS
 from tests.simulation.sim_target import SimTarget
@@ -40,7 +41,7 @@ class SimMachine:
             return
         try:
             self.target.start()
-        except OSError as error:
+        except IntegrityError as error:  # its word for a superblock that cannot be read; nothing else is
             if not any(disk.failing for site in self.sites.values() for disk in site.all_disks):
                 raise
             self.world.note(f"the subsystem of {self.name} does not start: {error}")

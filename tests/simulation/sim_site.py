@@ -119,13 +119,13 @@ class SimSite:
         cannot be told from one that was torn.
         """
         disk, rng = self.journal_disk, random.Random(number)
-        copies = [decode(disk.pread(SUPERBLOCK_BYTES, copy * SUPERBLOCK_BYTES)) for copy in range(COPIES)]
+        copies = [decode(disk.peek(SUPERBLOCK_BYTES, copy * SUPERBLOCK_BYTES)) for copy in range(COPIES)]
         good = sorted((copy.generation, number) for number, copy in enumerate(copies) if copy is not None)
         if what.endswith("superblock"):
             if len(good) < COPIES:
                 return  # the other one is torn already
             place = good[0 if what.startswith("old") else -1][1] * SUPERBLOCK_BYTES + rng.randrange(600)
-            disk.corrupt(place, bytes((disk.pread(1, place)[0] ^ 1 << rng.randrange(8),)))
+            disk.corrupt(place, bytes((disk.peek(1, place)[0] ^ 1 << rng.randrange(8),)))
         else:
             newest = copies[good[-1][1]]
             assert newest is not None
@@ -138,11 +138,11 @@ class SimSite:
             ]
             place = places[0]
             if what == "flip":
-                disk.corrupt(place, bytes((disk.pread(1, place)[0] ^ 1 << rng.randrange(8),)))
+                disk.corrupt(place, bytes((disk.peek(1, place)[0] ^ 1 << rng.randrange(8),)))
             else:
                 place -= place % BLOCK_BYTES
                 other = places[1] - places[1] % BLOCK_BYTES
-                disk.corrupt(place, disk.pread(BLOCK_BYTES, other))
+                disk.corrupt(place, disk.peek(BLOCK_BYTES, other))
         self.damaged_at = place
         self.failed_on_purpose = self.excused = True
         if what == "new superblock":
@@ -215,9 +215,13 @@ class SimSite:
         head = self.world.history.find(journal.head.digest, journal.superblock.group_id)
         if head is None or head.last != journal.head.sequence:
             raise Violation(f"{self.name} recovered to {journal.head}, which nobody ever wrote")
-        self.node = self.really_durable = head
+        self.node = head
+        if self.group_failed:  # it saw as much as it could read: the rest may be there yet
+            self.world.tell("started", self, self.machine.lost_power)
+            return
+        self.really_durable = head
         self.world.tell("started", self, self.machine.lost_power)
-        if not self.group_failed and self.damaged_at is None and not any(d.failing for d in self.all_disks):
+        if self.damaged_at is None and not any(disk.failing for disk in self.all_disks):
             self.failed_on_purpose = False
         self.claimed = head
 
@@ -257,9 +261,9 @@ class SimSite:
         """Whether the pack behind `parent` begins with these records: several may have been tried there."""
         begin = next(end for end in ends if end.sequence == parent.last)
         place = journal.place(begin.lsn)
-        header = decode_header(self.journal_disk.pread(BLOCK_BYTES, place))
+        header = decode_header(self.journal_disk.peek(BLOCK_BYTES, place))
         if header is not None and header.is_pad:
-            header = decode_header(self.journal_disk.pread(BLOCK_BYTES, journal.superblock.ring_offset))
+            header = decode_header(self.journal_disk.peek(BLOCK_BYTES, journal.superblock.ring_offset))
         assert header is not None
         found = [(row.type, row.volume, row.offset, row.length, row.crc) for row in header.descriptors()]
         return found == [
