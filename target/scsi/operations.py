@@ -108,7 +108,7 @@ def _reserve_out(name: str, action: int, handler: Handler, remark: str = "", usa
 
 _SPC_2 = "not while somebody is registered"
 _TYPED = "ff"  # scope and type are used
-_NO_SPEC_I_PT = "with APTPL; no SPEC_I_PT"
+_PERSISTS = "with APTPL"
 _SCOPE = "scope LU, all six types"
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -168,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _reserve_in("READ RESERVATION", 1, reservation.reserve_in(reservation_data.encode_reservation)),
     _reserve_in("REPORT CAPABILITIES", 2, reservation.report_capabilities),
     _reserve_in("READ FULL STATUS", 3, reservation.reserve_in(reservation_data.encode_full_status)),
-    _reserve_out("REGISTER", 0, reservation.reserve_out(rules.register), _NO_SPEC_I_PT),
+    _reserve_out("REGISTER", 0, reservation.register, "with APTPL; with SPEC_I_PT, iSCSI ports or names"),
     _reserve_out("RESERVE", 1, reservation.reserve_out(rules.reserve, typed=True), _SCOPE, _TYPED),
     _reserve_out("RELEASE", 2, reservation.reserve_out(rules.release, typed=True), "", _TYPED),
     _reserve_out("CLEAR", 3, reservation.reserve_out(rules.clear)),
@@ -184,7 +184,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "REGISTER AND IGNORE EXISTING KEY",
         6,
         reservation.reserve_out(rules.register_and_ignore_existing_key),
-        _NO_SPEC_I_PT,
+        _PERSISTS,
     ),
     _reserve_out("REGISTER AND MOVE", 7, reservation.register_and_move, "to an iSCSI initiator port"),
     _spc(

@@ -12,7 +12,7 @@ from functools import partial
 from target.scsi import reservation_data as data
 from target.scsi import reservations as rules
 from target.scsi.chain import Steps
-from target.scsi.command import GOOD, ScsiCommand
+from target.scsi.command import GOOD, Nexus, ScsiCommand
 from target.scsi.operation import Outcome
 from target.scsi.reservations import RESERVATION_CONFLICT, Change, Decision, Request, Reservations, Type
 from target.scsi.sense import (
@@ -29,7 +29,7 @@ REGISTRATIONS_MAX = 1024
 """What initiators can make one logical unit remember."""
 
 _SCOPES_AND_TYPES = {int(each): each for each in Type}  # scope 0h, the logical unit
-_FLAGS_BYTE, _MOVE_FLAGS_BYTE = 20, 17
+_MOVE_FLAGS_BYTE = 17
 
 
 def reserve_in(encode: Callable[[Reservations], bytes]) -> Callable[[UnitState, ScsiCommand, bytes], Outcome]:
@@ -63,9 +63,9 @@ def reserve_out(
             return PARAMETER_LIST_LENGTH_ERROR
         key, service_action_key, flags = data.decode_keys(bytes(command.data_out))
         if flags & data.SPEC_I_PT:
-            return invalid_field_in_parameter_list(_FLAGS_BYTE, 3)
+            return invalid_field_in_parameter_list(rules.FLAGS_BYTE, 3)
         if flags & data.APTPL and unit.reservation_store is None:
-            return invalid_field_in_parameter_list(_FLAGS_BYTE, 0)
+            return invalid_field_in_parameter_list(rules.FLAGS_BYTE, 0)
         request = Request(
             _SCOPES_AND_TYPES[cdb[2]] if typed else None, key, service_action_key, bool(flags & data.APTPL)
         )
@@ -74,6 +74,31 @@ def reserve_out(
         )
 
     return handler
+
+
+_register_alone = reserve_out(rules.register)
+
+
+def register(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
+    """REGISTER, with SPEC_I_PT for other initiator ports too, through the same target port."""
+    raw = bytes(command.data_out)
+    if len(raw) < data.PARAMETER_LIST_BYTES or not raw[rules.FLAGS_BYTE] & data.SPEC_I_PT:
+        return _register_alone(unit, command, cdb)
+    if len(raw) != int.from_bytes(cdb[5:9], "big"):
+        return PARAMETER_LIST_LENGTH_ERROR
+    nexus = command.nexus
+    known = {each.initiator_port for each in (*unit.attentions.nexuses, *unit.reservations.keys)}
+    ports = data.decode_initiator_ports(raw, known, REGISTRATIONS_MAX)
+    if isinstance(ports, Sense):
+        return ports
+    key, service_action_key, flags = data.decode_keys(raw)
+    if flags & data.APTPL and unit.reservation_store is None:
+        return invalid_field_in_parameter_list(rules.FLAGS_BYTE, 0)
+    request = Request(None, key, service_action_key, bool(flags & data.APTPL))
+    others = [Nexus(port, nexus.target_port, nexus.relative_target_port) for port in ports]
+    return _change_steps(
+        unit, command, lambda state: rules.register_ports(state, nexus, request, others), aborts=False
+    )
 
 
 def register_and_move(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:

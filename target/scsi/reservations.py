@@ -7,7 +7,7 @@ Invariant: the holder is registered, and there is a holder only while there is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Protocol
@@ -25,8 +25,8 @@ from target.volume import Request as VolumeRequest
 
 RESERVATION_CONFLICT = ScsiResult(Status.RESERVATION_CONFLICT)
 
-SERVICE_ACTION_KEY_BYTE = 8
-"""Where the SERVICE ACTION RESERVATION KEY is in the parameter list, for a field pointer."""
+SERVICE_ACTION_KEY_BYTE, FLAGS_BYTE = 8, 20
+"""Where these fields are in the parameter list, for a field pointer."""
 
 
 class Access(Enum):
@@ -123,6 +123,27 @@ def register(state: Reservations, nexus: Nexus, request: Request) -> Decision:
     if state.keys.get(nexus, 0) != request.key:
         return RESERVATION_CONFLICT
     return register_and_ignore_existing_key(state, nexus, request)
+
+
+def register_ports(state: Reservations, nexus: Nexus, request: Request, others: Iterable[Nexus]) -> Decision:
+    """REGISTER with SPEC_I_PT (SPC-4 5.13.7): who is not registered yet registers others along with itself.
+    Whoever of them is registered keeps its key.
+    """
+    if state.keys.get(nexus, 0) != request.key:
+        return RESERVATION_CONFLICT
+    if nexus in state.keys:
+        return invalid_field_in_parameter_list(FLAGS_BYTE, 3)
+    if not request.service_action_key:
+        return Change(state)
+    added = dict.fromkeys((nexus, *others), request.service_action_key)
+    return Change(
+        replace(
+            state,
+            keys={**added, **state.keys},
+            generation=state.generation + 1,
+            persists=request.persists,
+        )
+    )
 
 
 def register_and_ignore_existing_key(state: Reservations, nexus: Nexus, request: Request) -> Decision:

@@ -7,6 +7,8 @@ identity, so that the hot path asks one dictionary and hashes no name.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from target.scsi.command import Nexus
 from target.scsi.sense import POWER_ON, Sense
 
@@ -22,6 +24,11 @@ class UnitAttentions:
         self._pending: dict[Nexus, list[Sense]] = {}
         # The value keeps the nexus alive: its id cannot be given to another object while it is a key here.
         self.quiet: dict[int, Nexus] = {}
+
+    @property
+    def nexuses(self) -> Collection[Nexus]:
+        """Those that have sent a command, and are not gone."""
+        return self._pending.keys()
 
     def establish(self, sense: Sense, except_for: Nexus | None = None) -> None:
         """Make `sense` pending for every nexus but one: the one that caused it."""

@@ -86,12 +86,6 @@ def test_a_parameter_list_of_another_length_is_refused(hosts: Hosts, length: int
     assert sense_of(result) == sense.PARAMETER_LIST_LENGTH_ERROR
 
 
-def test_spec_i_pt_is_refused(hosts: Hosts) -> None:
-    host, *_ = hosts
-    result = out(host, REGISTER, 0, 1, flags=0x08)
-    assert sense_of(result) == sense.invalid_field_in_parameter_list(20, 3)
-
-
 @pytest.mark.parametrize("kind", [0, 2, 4, 9, 0x11])
 def test_other_types_and_scopes_are_refused(registered: Hosts, kind: int) -> None:
     host, *_ = registered
@@ -341,9 +335,9 @@ def test_full_status_names_the_ports(registered: Hosts) -> None:
 
 def test_capabilities() -> None:
     host, *_ = Hosts()
-    assert read_in(host, CAPABILITIES) == bytes.fromhex("0008 05 b0 ea01 0000")
+    assert read_in(host, CAPABILITIES) == bytes.fromhex("0008 0d b0 ea01 0000")
     without = Initiator()
-    assert read_in(without, CAPABILITIES) == bytes.fromhex("0008 04 b0 ea01 0000")
+    assert read_in(without, CAPABILITIES) == bytes.fromhex("0008 0c b0 ea01 0000")
 
 
 # RESERVE (6)
