@@ -209,6 +209,8 @@ def test_without_a_flush_a_write_is_durable_within_the_commit_interval() -> None
 
 def test_many_flushes_share_a_commit() -> None:
     bench = Bench()
+    bench.path.commit(urgent=True)
+    bench.settle()
     flushes = bench.disk.flushes
     answers = [bench.write(number, fua=True) for number in range(20)]
     bench.end_turn()

@@ -23,7 +23,7 @@ from target.journal.record import (
 )
 from target.journal.ring import Journal, NewRecord
 from target.journal.scan import UNDURABLE_BYTES_MAX, walk
-from target.journal.superblock import COPIES, EPOCHS_MAX, SUPERBLOCK_BYTES, Position
+from target.journal.superblock import COPIES, EPOCHS_MAX, SUPERBLOCK_BYTES, Position, decode
 from target.volume import Buffer
 from tests.simulation.sim_disk import SimDisk
 from tests.unit.journal.packs import (
@@ -215,8 +215,10 @@ def test_a_superblock_never_says_that_something_is_durable_which_is_not() -> Non
 
 def test_superblocks_are_written_over_the_older_copy() -> None:
     log, journal = logged_journal()
+    commit(journal)
+    log.log.clear()
     for number in range(4):
-        journal.change_superblock(primary=str(number))
+        journal.change_superblock(checkpoint_sequence=SequenceNumber(number))
         commit(journal)
     offsets = [entry[0] for entry in log.log if entry is not None]
     first = offsets[0]
@@ -224,10 +226,51 @@ def test_superblocks_are_written_over_the_older_copy() -> None:
     assert offsets == [first, SUPERBLOCK_BYTES - first] * 2
 
 
+def test_a_change_of_role_counts_when_both_copies_of_the_superblock_have_it() -> None:
+    log, journal = logged_journal()
+    commit(journal)
+    log.log.clear()
+    journal.change_superblock(primary="a")
+    wanted = journal.wanted_generation
+    pending = journal.begin_commit()
+    pending.work()
+    assert journal.durable_generation < wanted
+    journal.finish_commit(pending)
+    assert journal.durable_generation >= wanted
+    first, second = (entry[0] for entry in log.log if entry is not None)
+    assert {first, second} == {0, SUPERBLOCK_BYTES}
+    assert log.log[1] is None  # one good copy stands at every moment
+    copies = [decode(log.pread(SUPERBLOCK_BYTES, copy * SUPERBLOCK_BYTES)) for copy in range(COPIES)]
+    assert [copy.primary for copy in copies if copy is not None] == ["a", "a"]
+
+
+def test_the_older_copy_of_the_superblock_leads_to_the_same_end_however_far_the_ring_went_on() -> None:
+    """The newer one may rot: then nothing that was durable is lost, and no older history comes back."""
+    disk, journal = new_journal(RING)
+    journal.change_superblock(primary="a")
+    commit(journal)
+    for number in range(200):
+        assert journal.fits(1, BLOCK_BYTES)
+        journal.append([update(number)], TIME_NS)
+        commit(journal)
+        if number % 3 == 0:
+            moved_tail(journal)
+        newest = journal.superblock.generation % COPIES * SUPERBLOCK_BYTES
+        good = disk.pread(SUPERBLOCK_BYTES, newest)
+        disk.corrupt(newest, bytes(512))
+        opened, _ = reopen(disk)
+        assert opened.corruption is None
+        assert opened.journal.head == journal.durable
+        assert opened.journal.superblock.primary == "a"
+        disk.corrupt(newest, good)
+
+
 def test_bitmap_pages_are_durable_before_the_superblock_is_written() -> None:
     log, journal = logged_journal()
+    commit(journal)
+    log.log.clear()
     journal.write_with_next_commit([(40960, bytes(4096)), (49152, bytes(4096))])
-    journal.change_superblock(primary="a")
+    journal.change_superblock(checkpoint_sequence=SequenceNumber(0))
     commit(journal)
     assert log.log[:3] == [(40960, 4096), (49152, 4096), None]
     assert log.log[3] in [(copy * SUPERBLOCK_BYTES, SUPERBLOCK_BYTES) for copy in range(COPIES)]
