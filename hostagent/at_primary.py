@@ -57,10 +57,7 @@ class AtPrimary:
         if state is None or state.role != "primary":
             return
         if (params.get("epoch"), params.get("reign")) not in {(e.epoch, e.reign) for e in state.epochs}:
-            # Its positions are not in our history: a takeover there that broke off, for one. If our journal
-            # does not fit what it has, the pair is none, whatever it was before.
-            self._suspend_if_broken(group, state, site, params)
-            return
+            return  # its positions are not in our history: a takeover there that broke off, for one
         report = group.reports.get(site)
         if report is None:
             report = group.reports[site] = MirrorReport(params, 0.0)
@@ -68,7 +65,8 @@ class AtPrimary:
         group.shipped[site] = params["latest"]
         self._release(group, site, report)
         self._repair(group, site, report)
-        self._suspend_if_broken(group, state, site, params)
+        if params.get("failed") or (params.get("fetch") or {}).get("state") == "lost":
+            group.next_ask_at = 0.0  # a note may be old, or told again: an answer says whether it is so
 
     def _release(self, group: Group, site: str, report: MirrorReport) -> None:
         """Hand the newest positions to our subsystem, one call at a time."""
@@ -89,19 +87,6 @@ class AtPrimary:
                 self._release(group, site, report)
 
         self._environment.call(None, "mirror.report", params, done, 10.0)
-
-    def _suspend_if_broken(self, group: Group, state: GroupState, site: str, params: dict[str, Any]) -> None:
-        """The mirror cannot go on by itself: our journal does not hold what it needs, or it is damaged."""
-        fetch = params.get("fetch") or {}
-        reason = params.get("failed") or (fetch.get("reason") if fetch.get("state") == "lost" else "")
-        if not reason and params["latest"] > state.latest:
-            # It took only what was durable here: our journal volume lost that, or is an older one.
-            reason = f"it has record {params['latest']}, and the journal of this site ends at {state.latest}"
-        flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
-        if not reason or not flows or self._makes_follow(group):
-            return
-        suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}: {reason}"}
-        self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
 
     def _suspend_if_unlike(self, group: Group, site: str, report: MirrorReport, *, fits: bool) -> None:
         """The mirror says again and again that it has a record which our journal does not have like that."""
@@ -141,31 +126,48 @@ class AtPrimary:
         return self._manager.flows.doing(group.name) in ("pair create", "pair resync", "takeover")
 
     def look_at_mirror(self, group: Group, site: str, theirs: GroupState) -> None:
-        """A mirror that says, asked by us, that it does not follow us gets no journal until a resync.
+        """A mirror that says, asked by us, that it cannot go on by itself gets no journal until a resync.
 
-        What makes a site follow is a flow of ours, and its answer comes behind the one that this is about.
+        Only an answer counts: a note may come late, from the time before a pair was made anew. What makes a
+        site follow is a flow of ours, and its answer comes behind the one that this is about.
         """
         state = group.state
         if state is None or state.role != "primary" or state.primary or state.access != "serve":
             return
         flows = any(mirror.name == site and mirror.state in ("copy", "pair") for mirror in state.mirrors)
-        known = {(epoch.epoch, epoch.reign) for epoch in state.epochs}
-        follows = theirs.role == "secondary" and theirs.primary == self._environment.site
-        shares = not theirs.epochs or (theirs.epoch, theirs.reign) in known
-        if (follows and shares) or not flows or self._makes_follow(group):
+        if not flows or self._makes_follow(group):
+            group.strays.pop(site, None)
+            return
+        reason, at_once = self._why_stopped(state, site, theirs)
+        if not reason:
             group.strays.pop(site, None)
             return
         now = self._environment.monotonic()
-        if now - group.strays.setdefault(site, now) < _STRAY_SECONDS:
-            return  # its agent may not have heard yet what its subsystem became
-        if follows:
-            reason = (
-                f"{site} has an epoch {theirs.epoch} of its own, from a takeover that broke off: pair resync"
-            )
-        else:
-            reason = f"{site} does not follow this site, it is {theirs.role}: pair resync"
-        suspend = {"group": group.name, "mirror": site, "state": "error", "reason": reason}
+        if not at_once and now - group.strays.setdefault(site, now) < _STRAY_SECONDS:
+            return  # one of the agents may not have heard yet what its subsystem became
+        suspend = {"group": group.name, "mirror": site, "state": "error", "reason": f"{site}{reason}"}
         self._environment.call(None, "mirror.suspend", suspend, lambda result, error: None, 10.0)
+
+    def _why_stopped(self, mine: GroupState, site: str, theirs: GroupState) -> tuple[str, bool]:
+        """Why a mirror cannot go on, '' if it can; and whether that is certain at once."""
+        if theirs.role != "secondary" or theirs.primary != self._environment.site:
+            return f" does not follow this site, it is {theirs.role}: pair resync", False
+        if theirs.access == "failed":
+            return f": {theirs.reason}", True
+        if theirs.fetch is not None and theirs.fetch.state == "lost":
+            return f": {theirs.fetch.reason}", True
+        if theirs.epochs and (theirs.epoch, theirs.reign) not in {(e.epoch, e.reign) for e in mine.epochs}:
+            return (
+                f" has an epoch {theirs.epoch} of its own, from a takeover that broke off: pair resync",
+                False,
+            )
+        if theirs.latest > mine.latest:
+            # It took only what was durable here: our journal volume lost that, or is an older one.
+            return (
+                f": it has record {theirs.latest}, and the journal of this site ends at {mine.latest}",
+                False,
+            )
+        return "", False
 
     def _repair(self, group: Group, site: str, report: MirrorReport) -> None:
         """What a verify found different is copied again, as a base record, in sequence."""

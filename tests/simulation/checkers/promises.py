@@ -61,6 +61,8 @@ class Promises(Checker):
         if site.group_failed:
             if not site.failed_on_purpose:
                 self.fail(f"{site.name} came up damaged: {site.target.group.reason}")
+            if after_power_loss:
+                site.acknowledged = None
             return
         for what, node in promised:
             if node is not None and not self.world.history.is_ancestor(node, site.node):

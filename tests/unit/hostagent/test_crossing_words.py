@@ -189,3 +189,60 @@ def test_a_site_that_begins_to_follow_tells_nothing_of_before(
     looked(state("secondary", "read_only"), None)
     assert answers == [{}]
     assert [note["fetch"] for note in surroundings.told("mirror.positions")] == [None]
+
+
+LOST = FetchStatus("lost", "the chain does not fit", 4096)
+
+
+def serving_primary(surroundings: Surroundings, manager: CopyManager) -> Done:
+    """A primary in PAIR with `a`; the question that it has asked there."""
+    manager.on_group_state({**state("primary", "serve", mirrors=("a",)), "primary": ""})
+    ((_, answer),) = surroundings.take("group.exchange")
+    return answer
+
+
+def follower(fetch: FetchStatus | None) -> dict[str, Any]:
+    return {"state": {**state("secondary", "read_only", fetch=fetch), "primary": "b"}}
+
+
+def test_a_note_from_before_the_pair_was_made_anew_suspends_nothing(
+    surroundings: Surroundings, manager: CopyManager
+) -> None:
+    """It may come late, or twice; whether it is so still is asked for."""
+    answer = serving_primary(surroundings, manager)
+    answer(follower(None), None)
+    late = {"group": GROUP, "fetch": {"state": "lost", "reason": LOST.reason}, "failed": ""}
+    positions = dict.fromkeys(("latest", "received", "restored", "verified"), 10)
+    manager.on_note(
+        "a", "mirror.positions", {**late, **positions, "epoch": 3, "reign": 9, "digest": "", "mismatches": []}
+    )
+    manager.on_tick()
+    assert surroundings.take("mirror.suspend") == []
+    for _, asked in surroundings.take("group.exchange"):
+        asked(follower(None), None)
+    assert surroundings.take("mirror.suspend") == []
+
+
+def test_a_mirror_that_answers_that_it_cannot_go_on_is_suspended(
+    surroundings: Surroundings, manager: CopyManager
+) -> None:
+    serving_primary(surroundings, manager)(follower(LOST), None)
+    ((suspended, _),) = surroundings.take("mirror.suspend")
+    assert suspended["state"] == "error"
+    assert LOST.reason in suspended["reason"]
+
+
+def test_a_mirror_with_more_than_its_primary_is_suspended_when_that_stays_so(
+    surroundings: Surroundings, manager: CopyManager
+) -> None:
+    answer = serving_primary(surroundings, manager)
+    ahead = follower(None)
+    ahead["state"]["latest"] = 11
+    answer(ahead, None)
+    assert surroundings.take("mirror.suspend") == []
+    surroundings.now += 1.5
+    manager.on_tick()
+    ((_, answer),) = surroundings.take("group.exchange")
+    answer(ahead, None)
+    ((suspended, _),) = surroundings.take("mirror.suspend")
+    assert "record 11" in suspended["reason"]
