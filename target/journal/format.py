@@ -167,6 +167,10 @@ def open_journal(device: BlockDevice, superblock: Superblock, on_unapplied: Call
     for volume, size in found.grown.items():
         journal.grow_volume(volume, size)
     journal.filled_bytes = filled
+    if (
+        unreadable is not None
+    ):  # what was found is not written again: only what is proven may be told or shipped
+        journal.durable = found.index.before_lsn(recovery.result.proven_lsn) or superblock.tail
     return Opened(journal, recovery.result.corruption, found.markers, unreadable)
 
 
