@@ -45,14 +45,24 @@ def lab_images(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="module")
 def front_end() -> str:
-    return "embedded"
+    """What runs in production. A module that wants another says so by a fixture of its own."""
+    return "lio"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`fabric`, of the SAN: pytest orders a module's tests so that each fabric has one lab."""
+    if "fabric" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("fabrics")
+        metafunc.parametrize("fabric", ["iscsi"] if marker is None else marker.args, scope="module")
 
 
 @pytest.fixture(scope="module")
-def sites(lab_images: Path, front_end: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoSites]:
+def sites(
+    lab_images: Path, front_end: str, fabric: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TwoSites]:
     """Sites a and b, both serving, no pair yet."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
-    lab.make(Choices(front_end=front_end), lab_images, MIRROR)
+    lab.make(Choices(front_end=front_end, fabric=fabric), lab_images, MIRROR)
     try:
         lab.up([])
         yield TwoSites(lab)

@@ -21,9 +21,10 @@ IQN = "iqn.2026-01.org.replctl"
 CONFIGFS = "/sys/kernel/config/target"
 PORTAL = "198.51.100.11:3260"
 _FIO = (
-    "fio --name=verified --size=16m --rw=randwrite --bs=4k --iodepth=16 --direct=1 --fsync=32"
-    " --ioengine=libaio --verify=crc32c --verify_fatal=1 --do_verify=1 --loops=100000 --output-format=terse"
+    "fio --name=verified --size=8m --rw=randwrite --bs=4k --iodepth=16 --direct=1 --fsync=32"
+    " --ioengine=libaio --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse"
 )
+_ENOUGH = "/run/enough"
 _FOREIGN = """
 import rtslib_fb as lio
 lio.RTSRoot()
@@ -31,11 +32,6 @@ store = lio.FileIOStorageObject("foreign", "/var/tmp/foreign", 1 << 20)
 tpg = lio.TPG(lio.Target(lio.FabricModule("iscsi"), "iqn.2026-01.org.example:foreign"), 1)
 lio.LUN(tpg, 0, store)
 """
-
-
-@pytest.fixture(scope="module")
-def front_end() -> str:
-    return "lio"
 
 
 def status(sites: TwoSites, site: str) -> dict[str, Any]:
@@ -102,15 +98,20 @@ def test_identity_is_that_of_the_volume(sites: TwoSites, host: Host) -> None:
 
 def test_a_host_sees_a_pause_and_no_error_when_the_daemon_is_killed(sites: TwoSites, host: Host) -> None:
     device = host.device("a", LOG)
+    passes = f"until [[ -e {_ENOUGH} ]]; do {_FIO} --filename={device} || exit 1; done"
     host.run(
-        "systemd-run --quiet --unit fio --property StandardOutput=file:/run/fio.out"
-        f" {_FIO} --filename={device}"
+        f"systemd-run --quiet --unit verified --property StandardOutput=file:/run/fio.out bash -c '{passes}'"
     )
     for _ in range(KILLS):
         sites.kill("a", "target")
-        assert host.run("systemctl is-active fio || true").strip() == "active", host.run("cat /run/fio.out")
-    host.run("systemctl stop fio")
-    assert host.run("systemctl is-failed fio || true").strip() == "inactive", host.run("cat /run/fio.out")
+        assert host.run("systemctl is-active verified || true").strip() == "active", host.run(
+            "cat /run/fio.out"
+        )
+    host.run(f"touch {_ENOUGH}")
+    sites.wait_for("fio ends", lambda: host.run("systemctl is-active verified || true").strip() != "active")
+    assert host.run("systemctl is-failed verified || true").strip() == "inactive", host.run(
+        "cat /run/fio.out"
+    )
     no_kernel_complaint(host)
 
 
@@ -161,7 +162,7 @@ def test_a_peer_reads_the_journal_from_a_device_of_the_kernel_that_comes_and_goe
     journal = sites.run("b", "lsblk -d -n -o NAME,VENDOR,RO | grep LIO-ORG").split()
     assert journal[2] == "1"  # write-protected
     sites.run("b", f"{node} --logout")
-    sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b")["lag_seconds"] or 0) > 5)
+    sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b").get("lag_seconds") or 0) > 5)
     sites.run("b", f"{node} --login")
     sites.wait_until_restored("a", "by-the-kernel-again")
 

@@ -1,86 +1,29 @@
 """On Debian's kernel: a Linux host on two paths, ext4 and XFS, SQLite and fio; cut, killed, powered off.
 
 One pair of machines for all of it, so the order of the tests is the story of a site: in use, disturbed, lost,
-back.
+back. On another pair the SAN is a Fibre Channel fabric, and what depends on the link is told once more: hosts
+come by iSCSI and by their ports, and the kernel brings the peer's journal as a block device.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from scripts.vmlab.layout import Network
+from tests.lab.ledger import Ledger
 from tests.lab.two_sites import DATA, GROUP, VOLUMES, WAIT_SECONDS_MAX, Host, TwoSites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * WAIT_SECONDS_MAX)]
 
-_WRITER = """
-import sqlite3, sys, time
-database, told = sys.argv[1:]
-connection = sqlite3.connect(database, isolation_level=None)
-connection.execute("PRAGMA journal_mode=DELETE")
-connection.execute("PRAGMA synchronous=FULL")
-connection.execute("CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, half TEXT)")
-number = connection.execute("SELECT coalesce(max(number), 0) / 2 FROM ledger").fetchone()[0]
-while True:
-    number += 1
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("INSERT INTO ledger VALUES (?, ?)", (2 * number, "left" * 100))
-    connection.execute("INSERT INTO ledger VALUES (?, ?)", (2 * number + 1, "right" * 100))
-    connection.execute("COMMIT")
-    with open(told, "w") as file:
-        file.write(str(number))
-    time.sleep(0.05)
-"""
+_OVER_FIBRE_CHANNEL_TOO = pytest.mark.fabrics("iscsi", "fc")
 _FIO = (
     "fio --name=verified --filename=/mnt/log/fio --size=8m --rw=randwrite --bs=4k --iodepth=16 --direct=1"
     " --ioengine=libaio --end_fsync=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse"
 )
-
-
-class Ledger:
-    """A SQLite database on a mounted volume: numbered transactions of two rows, told when committed."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    def start(self) -> None:
-        self._host.run(
-            f"rm -f /run/told; cat >/run/writer.py <<'END'\n{_WRITER}\nEND\n"
-            "systemd-run --quiet --collect --unit ledger"
-            " python3 /run/writer.py /mnt/data/ledger.sqlite /run/told"
-        )
-
-    def stop(self) -> None:
-        """It must have run without an error until now."""
-        assert self._host.run("systemctl is-active ledger || true").strip() == "active", self.log()
-        self._host.run("systemctl stop ledger")
-
-    def abandon(self) -> None:
-        self._host.run("systemctl kill --signal KILL ledger; true", check=False)
-
-    def committed(self) -> int:
-        return int(self._host.run("cat /run/told 2>/dev/null || echo 0"))
-
-    def wait_for_progress(self, sites: TwoSites, transactions: int = 3) -> int:
-        """Until that many more are committed; returns the last."""
-        goal = self.committed() + transactions
-        sites.wait_for(f"transaction {goal} is committed\n{self.log()}", lambda: self.committed() >= goal)
-        return self.committed()
-
-    def check(self) -> int:
-        """Whole, and without a gap or half a transaction; returns how many there are."""
-        query = "PRAGMA integrity_check; SELECT count(*), max(number), count(DISTINCT number / 2) FROM ledger"
-        verdict, counts = self._host.run(f'sqlite3 /mnt/data/ledger.sqlite "{query}"').split()
-        rows, last, transactions = (int(word) for word in counts.split("|"))
-        assert verdict == "ok"
-        assert rows == 2 * transactions
-        assert last == rows + 1
-        return transactions
-
-    def log(self) -> str:
-        return self._host.run("journalctl -n 5 -o cat -u ledger")
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +50,34 @@ def ledger(host: Host, sites: TwoSites) -> Iterator[Ledger]:
     ledger.stop()
 
 
+_RANDOM_MIB = 24
+"""What a full copy would carry at least."""
+
+
+@pytest.mark.fabrics("fc")
+def test_a_volume_is_one_by_fibre_channel_and_by_iscsi(sites: TwoSites, host: Host) -> None:
+    for volume in VOLUMES:
+        device = host.device("a", volume)
+        listed = host.run(f"lsblk -s -n -r -o TYPE,TRAN,SERIAL {device} | grep ^disk").split("\n")
+        paths = [line.split() for line in listed if line]
+        assert sorted(path[1] for path in paths) == ["fcoe", "iscsi", "iscsi"]
+        assert len({path[2] for path in paths}) == 1
+
+
+@pytest.mark.fabrics("fc")
+def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
+    sites: TwoSites, host: Host
+) -> None:
+    found = sites.run("b", "lsblk -d -n -r -o TRAN,VENDOR,RO | grep LIO-ORG").split()
+    assert found == ["fcoe", "LIO-ORG", "1"]
+
+
+@_OVER_FIBRE_CHANNEL_TOO
 def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
-    mebibytes = 8
     san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
-    host.run(f"head -c {mebibytes}M /dev/urandom >/mnt/log/random; sync -f /mnt/log")
+    host.run(f"head -c {_RANDOM_MIB}M /dev/urandom >/mnt/log/random; sync -f /mnt/log")
     sites.wait_until_restored("a", "random-is-in")
-    assert sites.bytes_sent("a", Network.SAN) - san > mebibytes << 20
+    assert sites.bytes_sent("a", Network.SAN) - san > _RANDOM_MIB << 20
     assert sites.bytes_sent("a", Network.MANAGEMENT) - management < 1 << 20
 
 
@@ -126,17 +91,18 @@ def test_the_kernel_sees_that_a_secondary_is_write_protected(sites: TwoSites, ho
     other.log_out("b")
 
 
-def test_cutting_the_san_costs_a_host_one_path_and_the_pair_its_lag(
+@_OVER_FIBRE_CHANNEL_TOO
+def test_cutting_the_san_costs_a_host_its_paths_there_and_the_pair_its_lag(
     sites: TwoSites, ledger: Ledger, host: Host
 ) -> None:
     sites.lab.wires.cut("a", Network.SAN)
     ledger.wait_for_progress(sites, 10)
     sites.wait_for("a path is lost", lambda: host.paths("a", DATA) == 1)
-    sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b")["lag_seconds"] or 0) > 5)
+    sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b").get("lag_seconds") or 0) > 5)
     sites.lab.wires.join("a", Network.SAN)
     sites.wait_for_pair("a", "b")
     sites.wait_until_restored("a", "san-is-back")
-    sites.wait_for("both paths are back", lambda: host.paths("a", DATA) == 2)
+    sites.wait_for("all paths are back", lambda: host.paths("a", DATA) == host.paths_max("a"))
 
 
 def test_cutting_the_management_network_stops_no_host(sites: TwoSites, ledger: Ledger) -> None:
@@ -155,6 +121,28 @@ def test_cutting_both_networks_stops_no_host(sites: TwoSites, ledger: Ledger) ->
         sites.lab.wires.join("a", network)
     sites.wait_for_pair("a", "b")
     sites.wait_until_restored("a", "both-are-back")
+
+
+def test_a_volume_that_grows_is_larger_at_its_host(sites: TwoSites, ledger: Ledger, host: Host) -> None:
+    mebibytes = 96
+    for site in ("a", "b"):
+        sites.run(site, f"lvextend -q -L {mebibytes}m /dev/replctl/{DATA.name}")
+    assert sites.replctl("a", "group", "grow-volume", GROUP, DATA.name, f"{mebibytes}MiB")["changed"]
+    device = host.device("a", DATA)
+    host.run(
+        f"set -e; iscsiadm -m session --rescan; multipathd resize map {device.removeprefix('/dev/mapper/')}"
+    )
+    assert int(host.run(f"blockdev --getsize64 {device}")) == mebibytes << 20
+    host.run(f"resize2fs {device}")
+    sites.wait_until_restored("a", "it-is-larger")
+
+    def follows(site: str) -> bool:
+        group, lio = sites.ask(site, "group.status", group=GROUP), sites.ask(site, "lio.status")
+        sizes = [] if group is None else [each["size_bytes"] for each in group["volumes"]]
+        return mebibytes << 20 in sizes and lio is not None and lio["drift"] == []
+
+    for site in ("a", "b"):
+        sites.wait_for(f"{site} has it, and so has its LIO", partial(follows, site))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +166,7 @@ def test_fio_reads_what_it_wrote_while_the_subsystem_is_killed(sites: TwoSites, 
     )
 
 
+@_OVER_FIBRE_CHANNEL_TOO
 def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoSites, host: Host) -> None:
     ledger = Ledger(host)
     ledger.start()
@@ -201,6 +190,7 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
     assert ledger.check() >= before_marker
 
 
+@_OVER_FIBRE_CHANNEL_TOO
 def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, host: Host) -> None:
     ledger = Ledger(host)
     ledger.start()
@@ -208,29 +198,61 @@ def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, 
     sites.lab.up(["a"])
     sites.wait_until_serving("a")
     sites.wait_for(
-        "a knows that it was superseded",
-        lambda: sites.replctl("a", "pair", "status", GROUP)["role"] == "superseded",
+        "a knows that it was superseded", lambda: (sites.status("a") or {}).get("role") == "superseded"
     )
-    san = sites.bytes_sent("b", Network.SAN)
+    host.log_in("a")
+    for volume in VOLUMES:
+        assert host.run(f"blockdev --getro {host.device('a', volume)}").strip() == "1"
+    host.log_out("a")
+    journal, san = durable_lsn(sites, "b"), sites.bytes_sent("b", Network.SAN)
     sites.replctl(
         "b", "pair", "resync", GROUP, "--secondary", "a", "--wait", "--timeout", f"{WAIT_SECONDS_MAX:.0f}"
     )
-    whole = sum(int(host.run(f"blockdev --getsize64 /dev/replctl/{volume.name}")) for volume in VOLUMES)
-    assert sites.bytes_sent("b", Network.SAN) - san < whole / 2
+    appended = durable_lsn(sites, "b") - journal  # also by the ledger, which goes on
+    sent = sites.bytes_sent("b", Network.SAN) - san
+    events = sites.ask("b", "events", group=GROUP, limit=100)
+    assert events is not None
+    resync = next(event["text"] for event in reversed(events["events"]) if event["kind"] == "pair resync")
+    own = re.search(r"(\d+) bytes it wrote on its own are copied back", resync)
+    assert own is not None, resync
+    assert int(own[1]) < _RANDOM_MIB << 19, "a did not write so much behind the last marker"
+    # Besides what is appended now: what b wrote since its takeover, which is little.
+    assert sent < 2 * appended + (_RANDOM_MIB << 19), resync
     ledger.stop()
     for volume in VOLUMES:
         host.unmount(volume)
-    sites.wait_until_restored("b", "quiet")
-    for volume in VOLUMES:
-        assert sites.digest("a", volume) == sites.digest("b", volume), f"{volume.name} differs"
+    assert_equal_block_by_block(sites, "b")
 
 
+@_OVER_FIBRE_CHANNEL_TOO
 def test_a_takes_its_place_again_and_nothing_is_lost(sites: TwoSites, host: Host) -> None:
     host.log_out("b")
     assert sites.replctl("a", "takeover", GROUP)["changed"]
     sites.wait_for_pair("a", "b")
     host.log_in("a")
-    host.mount("a", DATA)
-    assert Ledger(host).check() > 0
-    host.unmount(DATA)
+    for volume in VOLUMES:
+        host.mount("a", volume)
+    ledger = Ledger(host)
+    before = ledger.check()
+    ledger.start()
+    ledger.wait_for_progress(sites)
+    ledger.stop()
+    assert ledger.check() > before
+    for volume in VOLUMES:
+        host.unmount(volume)
     host.log_out("a")
+    assert_equal_block_by_block(sites, "a")
+
+
+def durable_lsn(sites: TwoSites, site: str) -> int:
+    """Bytes that its journal volume ever took."""
+    state = sites.ask(site, "group.status", group=GROUP)
+    assert state is not None
+    return int(state["durable_lsn"])
+
+
+def assert_equal_block_by_block(sites: TwoSites, primary: str) -> None:
+    """Nobody writes now."""
+    sites.wait_until_restored(primary, f"quiet-at-{primary}")
+    for volume in VOLUMES:
+        assert sites.digest("a", volume) == sites.digest("b", volume), f"{volume.name} differs"

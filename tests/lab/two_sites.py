@@ -22,6 +22,29 @@ GROUP = "group1"
 WAIT_SECONDS_MAX = 400.0
 _REPLCTL = "replctl --config /etc/replctl/site.toml"
 _IQN = "iqn.2026-01.org.replctl"
+_ASK = """
+import socket
+try:
+    link = socket.socket(socket.AF_UNIX)
+    link.connect("/run/replctl-hostagent/agent.sock")
+    link.sendall(b'{}\\n')
+    lines = link.makefile()
+    line = "{{}}"
+    while line and '"id":1' not in line.replace(" ", ""):
+        line = lines.readline()
+    print(line or "{{}}")
+except OSError:
+    print("{{}}")
+"""
+
+_KILL = """
+state() {{ echo "$(systemctl is-active {unit}) $(systemctl show -P MainPID {unit})"; }}
+before=$(state)
+began=$(cut -d ' ' -f 1 /proc/uptime)
+systemctl kill --signal KILL --kill-whom main {unit}
+until now=$(state); [[ $now == 'active '[1-9]* && $now != "$before" ]]; do sleep 0.1; done
+awk -v began="$began" '{{ print $1 - began }}' /proc/uptime
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +79,24 @@ class TwoSites:
         """What the command answers, from its JSON."""
         return json.loads(self.run(site, f"{_REPLCTL} {shlex.join(words)} --json") or "null")
 
+    def ask(self, site: str, op: str, **params: object) -> dict[str, Any] | None:
+        """The agent's answer, by its socket: replctl takes seconds to start in such a machine.
+
+        None where it is an error, or nobody answers.
+        """
+        request = json.dumps({"id": 1, "op": op, "params": params})
+        answer = json.loads(self.run(site, f"python3 -I -S - <<'END'\n{_ASK.format(request)}\nEND"))
+        result: dict[str, Any] | None = answer.get("result")
+        return result
+
+    def status(self, site: str) -> dict[str, Any] | None:
+        """What `pair status` shows; None while its daemons do not answer."""
+        return self.ask(site, "pair.status", group=GROUP)
+
     def mirror(self, site: str, secondary: str) -> dict[str, Any]:
-        """What a primary says of one of its mirrors."""
-        status = self.replctl(site, "pair", "status", GROUP)
-        found: dict[str, Any] = next(mirror for mirror in status["mirrors"] if mirror["site"] == secondary)
-        return found
+        """What a primary says of one of its mirrors; nothing while it does not answer."""
+        mirrors = (self.status(site) or {"mirrors": []})["mirrors"]
+        return next((mirror for mirror in mirrors if mirror["site"] == secondary), {})
 
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_SECONDS_MAX
@@ -72,7 +108,7 @@ class TwoSites:
 
     def wait_for_pair(self, primary: str, secondary: str) -> None:
         def paired() -> bool:
-            return bool(self.mirror(primary, secondary)["status"] == "PAIR")
+            return self.mirror(primary, secondary).get("status") == "PAIR"
 
         self.wait_for(f"{secondary} is PAIR", paired)
 
@@ -84,27 +120,13 @@ class TwoSites:
 
     def wait_until_serving(self, site: str) -> None:
         """Its daemons run and answer each other."""
+        self.wait_for(f"{site} answers", lambda: self.status(site) is not None)
 
-        def answers() -> bool:
-            script = f"{_REPLCTL} pair status {GROUP} --json 2>/dev/null || true"
-            return self.run(site, script).startswith("{")
-
-        self.wait_for(f"{site} answers", answers)
-
-    def daemon_pid(self, site: str, daemon: str) -> int:
-        return int(self.run(site, f"systemctl show --property MainPID --value replctl-{daemon}"))
-
-    def kill(self, site: str, daemon: str) -> None:
-        """SIGKILL; returns when systemd has another one that is ready."""
-        before = self.daemon_pid(site, daemon)
-        self.run(site, f"systemctl kill --signal KILL --kill-whom main replctl-{daemon}")
-
-        def another() -> bool:
-            state = self.run(site, f"systemctl is-active replctl-{daemon} || true").strip()
-            return state == "active" and self.daemon_pid(site, daemon) not in (0, before)
-
-        self.wait_for(f"{daemon} of {site} is there again", another)
+    def kill(self, site: str, daemon: str) -> float:
+        """SIGKILL; returns when systemd has another one that is ready: the machine's seconds it took."""
+        took = self.run(site, _KILL.format(unit=f"replctl-{daemon}"))
         self.wait_until_serving(site)
+        return float(took)
 
     def bytes_sent(self, machine: str, network: Network) -> int:
         return int(self.run(machine, f"cat /sys/class/net/{network.value}/statistics/tx_bytes"))
@@ -153,9 +175,9 @@ class Host:
         self.run("\n".join([*lines, "udevadm settle"]))
 
         def complete() -> bool:
-            return all(self.paths(site, volume) == 2 for volume in VOLUMES)
+            return all(self.paths(site, volume) == self.paths_max(site) for volume in VOLUMES)
 
-        self._sites.wait_for(f"every volume of {site} has two paths", complete)
+        self._sites.wait_for(f"every volume of {site} has all its paths", complete)
 
     def log_out(self, site: str) -> None:
         """Of all its portals; nothing of it is mounted."""
@@ -176,6 +198,10 @@ class Host:
         )
         words = self.run(script).split()
         return f"/dev/mapper/{words[0]}" if words else ""
+
+    def paths_max(self, site: str) -> int:
+        """By both portals, and by Fibre Channel to another machine."""
+        return 2 + (self._sites.lab.choices.fabric == "fc" and site != self.machine)
 
     def paths(self, site: str, volume: Volume) -> int:
         """How many paths to the volume work now."""
