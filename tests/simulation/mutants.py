@@ -14,7 +14,9 @@ from unittest.mock import patch
 
 from crc32c import crc32c
 
+from hostagent import pair_flows
 from hostagent.at_primary import AtPrimary
+from hostagent.plan import Fork
 from target import histories, mirrors, pairing
 from target.background import Background
 from target.base_copy import BaseCopy
@@ -39,6 +41,14 @@ def mutant(make: Mutant) -> Mutant:
 
 def _call(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
+
+
+@contextlib.contextmanager
+def _both(
+    one: contextlib.AbstractContextManager[Any], other: contextlib.AbstractContextManager[Any]
+) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 @contextlib.contextmanager
@@ -376,6 +386,24 @@ def every_resync_copies_everything() -> Any:
         original(group, name, common, extents, done)
 
     return patch.object(pairing, "_resync", resync)
+
+
+@mutant
+def histories_part_where_the_shorter_ends() -> Any:
+    """A merge takes for common what is common by its numbers alone."""
+
+    def fork_point(mine: Any, theirs: Any) -> Fork:
+        common = min(theirs.latest, mine.durable)
+        return Fork(common, "", theirs.latest > common)
+
+    def check_fork(self: Any, group: Any, name: str, fork: Fork) -> Any:
+        yield from ()
+        return {"fork": fork}
+
+    return _both(
+        patch.object(pair_flows, "fork_point", fork_point),
+        patch.object(pair_flows.PairFlows, "_check_fork", check_fork),
+    )
 
 
 @mutant

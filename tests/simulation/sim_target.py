@@ -98,6 +98,10 @@ class SimTarget:
 
     def serve(self, op: str, params: dict[str, Any], reply: Reply) -> None:
         answered = False
+        if op == "mirror.resync":
+            for site in self._machine.sites.values():
+                if site.world.group == params["group"]:
+                    site.world.tell("resyncing", site, params["mirror"], params["common"])
 
         def once(result: object = None, error: ReplctlError | None = None) -> None:
             nonlocal answered

@@ -6,6 +6,7 @@ from tests.simulation.checkers.base import Checker
 from tests.simulation.checkers.base_content import BaseContent
 from tests.simulation.checkers.data_behind_journal import DataBehindJournal
 from tests.simulation.checkers.divergence import Divergence
+from tests.simulation.checkers.fork_point import ForkPoint
 from tests.simulation.checkers.images import Images
 from tests.simulation.checkers.kept_on_return import KeptOnReturn
 from tests.simulation.checkers.markers import Markers
@@ -30,5 +31,6 @@ ALL: tuple[type[Checker], ...] = (
     OneWriter,
     KeptOnReturn,
     Divergence,
+    ForkPoint,
     NoHang,
 )

@@ -60,6 +60,9 @@ class Checker:
     def data_written(self, site: SimSite, volume: str, offset: int, data: bytes) -> None:
         """The engine writes a data volume."""
 
+    def resyncing(self, site: SimSite, mirror: str, common: int) -> None:
+        """A primary is told to merge a mirror that shares its history up to a record."""
+
     # -- hosts and operators --
 
     def submitted(self, request: HostRequest) -> None:

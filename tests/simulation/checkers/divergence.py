@@ -1,7 +1,4 @@
-"""A divergence is reported as one: two sites with different histories are never in PAIR.
-
-The fork point that a resync names is where the histories part, or before it.
-"""
+"""A divergence is reported as one: two sites with different histories are never in PAIR."""
 
 from __future__ import annotations
 
