@@ -144,9 +144,9 @@ class SimSite:
                 other = places[1] - places[1] % BLOCK_BYTES
                 disk.corrupt(place, disk.peek(BLOCK_BYTES, other))
         self.damaged_at = place
-        self.failed_on_purpose = self.excused = True
-        if what == "new superblock":
-            self._forget_promises()
+        self.failed_on_purpose = True
+        if not what.endswith("superblock"):  # there the other copy leads to the same end
+            self.excused = True
 
     def keep_disks(self) -> None:
         """A backup, of all disks at one moment."""
