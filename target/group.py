@@ -89,7 +89,7 @@ class ConsistencyGroup:
             lane=f"commit:{self.name}",
             commit_interval_seconds=settings.commit_interval_seconds,
             on_durable=self._durable,
-            on_full=self._full,
+            on_full=self.make_room,
             on_failed=self._failed,
         )
         self.background = Background(
@@ -273,7 +273,8 @@ class ConsistencyGroup:
             self.mirrors.move_tail()
         self.changed()
 
-    def _full(self, needed_bytes: int) -> None:
+    def make_room(self, needed_bytes: int) -> None:
+        """So much is to be appended, and the journal has no room for it."""
         self.background.make_space()
         self.mirrors.move_tail(needed_bytes)
 

@@ -217,9 +217,11 @@ class Mirrors:
         short = used * 100 > ring * DISCARD_ABOVE_PERCENT or used + needed_bytes > ring
         if short and not self._throttle and checkpoint.lsn > keep.lsn:
             wanted = journal.head.lsn - min(ring * DISCARD_DOWN_TO_PERCENT // 100, ring - needed_bytes)
-            boundary = journal.index.before_lsn(min(wanted, checkpoint.lsn))
-            if boundary is not None and boundary.lsn > journal.superblock.tail.lsn:
-                self._discard(min(boundary, checkpoint, key=lambda position: position.lsn))
+            # Not the boundary before: with large packs that may be the tail, and what waits waits for ever.
+            boundary = journal.index.behind_lsn(wanted) or journal.head
+            to = min(boundary, checkpoint, key=lambda position: position.lsn)
+            if to.lsn > journal.superblock.tail.lsn:
+                self._discard(to)
 
     def let_go(self) -> bool:
         """Let go of the whole ring; what suspended mirrors lack is marked. False: it is on its way."""

@@ -93,7 +93,7 @@ def resync_mirror(
     if journal_damaged:
         _when_ready(group, done, lambda: _resync_by_blocks(group, name, common, extents, done))
     else:
-        _when_ready(group, done, lambda: _resync(group, name, common, extents, done))
+        _when_ready(group, done, lambda: _resync(group, name, common, common, extents, done))
 
 
 def _resync_by_blocks(
@@ -103,7 +103,7 @@ def _resync_by_blocks(
     journal = group.journal
     start, end = journal.keeps_from(common), journal.head
     if start is None or name not in group.mirrors.table:
-        _resync(group, name, common, extents, done)
+        _resync(group, name, common, common, extents, done)
         return
     reader, group_id = journal.reader(), journal.superblock.group_id
 
@@ -119,20 +119,27 @@ def _resync_by_blocks(
             )
             return
         # What was written meanwhile is in the journal, or was discarded from it and marked.
-        _when_ready(group, done, lambda: _resync(group, name, end.sequence, [*extents, *written], done))
+        marked = [*extents, *written]
+        _when_ready(group, done, lambda: _resync(group, name, common, end.sequence, marked, done))
 
     group.scheduler.submit(group.lane, lambda: changed_extents(reader, start, end, group_id), collected)
 
 
 def _resync(
-    group: ConsistencyGroup, name: str, common: SequenceNumber, extents: Sequence[Extent], done: Began
+    group: ConsistencyGroup,
+    name: str,
+    common: SequenceNumber,
+    behind: SequenceNumber,
+    extents: Sequence[Extent],
+    done: Began,
 ) -> None:
+    """The secondary has everything up to `common`, and is to go on behind `behind`, if that is kept."""
     journal = group.journal
     if name not in group.mirrors.table and journal.keeps_from(common) is not None:
         group.mirrors.add(name, MirrorState.ERROR, common)  # a site that followed another primary before
     mirror = group.mirrors[name]
     group.stop_copy(name)
-    position = journal.keeps_from(common)
+    position = journal.keeps_from(behind)
     reaches = position is not None
     if position is None:
         if mirror.entry.received > common:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from target.journal.record import Lsn, SequenceNumber
 from target.journal.superblock import Position
@@ -41,6 +41,11 @@ class PackIndex:
         """The latest boundary at or before `lsn`."""
         number = bisect_right(range(len(self)), lsn, key=lambda n: self.boundary(n).lsn) - 1
         return self.boundary(number) if number >= 0 else None
+
+    def behind_lsn(self, lsn: int) -> Position | None:
+        """The earliest boundary at or behind `lsn`; None: no pack begins there or later."""
+        number = bisect_left(range(len(self)), lsn, key=lambda n: self.boundary(n).lsn)
+        return self.boundary(number) if number < len(self) else None
 
     def forget_before(self, lsn: int) -> None:
         """Drop the entries of packs that begin below `lsn`."""

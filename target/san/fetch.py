@@ -171,7 +171,7 @@ class Fetch:
                 count, size = count + 1, size + header.total_length
             if not journal.fits(count * 128, size):
                 self._waiting = taken
-                self._group.background.make_space()
+                self._group.make_room(journal.needed_bytes(count * 128, size))
                 self._group.scheduler.call_later(_RETRY_SECONDS, self._retry)
                 return
             # An epoch is known when the last of these packs is ours, not before its own record is.

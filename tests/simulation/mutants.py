@@ -312,8 +312,8 @@ def resume_without_marking() -> Any:
     """What the other side wrote on its own is not copied back."""
     original = pairing._resync
 
-    def resync(group: Any, name: str, common: Any, extents: Any, done: Any) -> None:
-        original(group, name, common, [], done)
+    def resync(group: Any, name: str, common: Any, behind: Any, extents: Any, done: Any) -> None:
+        original(group, name, common, behind, [], done)
 
     return patch.object(pairing, "_resync", resync)
 
@@ -379,11 +379,11 @@ def every_resync_copies_everything() -> Any:
     """All extents are marked whenever a pair is resumed."""
     original = pairing._resync
 
-    def resync(group: Any, name: str, common: Any, extents: Any, done: Any) -> None:
+    def resync(group: Any, name: str, *facts: Any) -> None:
         known = group.mirrors.table.get(name)
         if known is not None:
             known.bitmap.mark_all()
-        original(group, name, common, extents, done)
+        original(group, name, *facts)
 
     return patch.object(pairing, "_resync", resync)
 

@@ -291,3 +291,43 @@ def test_resync_without_knowledge_is_refused() -> None:
     resync_mirror(site.group, "nobody", unknown, [], lambda begin, error: errors.append(error))
     pair.clock.run_until(lambda: bool(errors))
     assert isinstance(errors[0], ReplctlError)
+
+
+def test_a_resync_that_copies_blocks_calls_nothing_received_before_it_was_told() -> None:
+    """It may break off before the secondary follows: where that is, is what the next one has to know."""
+    pair = make_pair(9)
+    pair.create()
+    pair.wait_pair()
+    pair.disconnect()
+    had = pair.secondary.group.journal.durable.sequence
+    write_some(pair.primary, random.Random(9), 30)
+    begun: list[Begin | Exception | None] = []
+    resync_mirror(
+        pair.primary.group,
+        "b",
+        had,
+        [],
+        lambda begin, error: begun.append(begin or error),
+        journal_damaged=True,
+    )
+    pair.clock.run_until(lambda: bool(begun))
+    assert isinstance(begun[0], Begin)
+    assert begun[0].sequence > had
+    assert pair.primary.group.mirrors["b"].entry.received == had
+    pair.clock.run_for(6.0)
+    assert pair.primary.group.journal.keeps_from(had) is not None
+
+
+def test_a_secondary_makes_room_for_a_pack_when_all_before_it_is_restored() -> None:
+    clock = SimClock(10)
+    shapes = {"data": 16 * MIB, "log": MIB}
+    first = Site(clock, "a", shapes, journal_bytes=41 * MIB)
+    size = first.group.journal.superblock.ring_offset + 40 * MIB
+    pair = Pair(clock, *(Site(clock, name, shapes, journal_bytes=size) for name in ("a", "b")))
+    pair.create()
+    pair.wait_pair()
+    for number in range(6):  # the fifth does not fit, with less than what is discarded without need
+        pair.primary.write_now("data", number % 2 * 8 * MIB, bytes((number,)) * (8 * MIB))
+        pair.wait_level()
+        pair.clock.run_for(6.0)
+    pair.assert_equal()

@@ -46,6 +46,13 @@ def test_the_latest_boundary_at_or_before_an_lsn_is_found(steps: list[tuple[int,
     assert indexed(model).before_lsn(lsn) == (expected[-1] if expected else None)
 
 
+@given(steps=STEPS, lsn=st.integers(0, 400 * 4096))
+def test_the_earliest_boundary_at_or_behind_an_lsn_is_found(steps: list[tuple[int, int]], lsn: int) -> None:
+    model = positions(steps)
+    expected = [position for position in model if position.lsn >= lsn]
+    assert indexed(model).behind_lsn(lsn) == (expected[0] if expected else None)
+
+
 @given(steps=STEPS, blocks=st.integers(0, 60), step=st.sampled_from([-1, 0, 1, 2048]))
 def test_what_begins_below_the_tail_is_forgotten(
     steps: list[tuple[int, int]], blocks: int, step: int
