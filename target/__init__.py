@@ -21,7 +21,7 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
       │       san.source → san.fetch → san.intake         at the secondary: read, judge, append, commit
       │
     journal of the secondary
-      │       background → restore                        the same function as at the primary
+      │       background → restore                        the same, of what was received, up to a limit
     data volume of the secondary
 
 Beside the path: `device_files`, `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a

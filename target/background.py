@@ -1,7 +1,8 @@
 """Behind the acknowledgement: apply or restore what is durable, checkpoint, let the ring be reused.
 
-On a primary the goal is the frozen generation of the overlay; on a secondary it is what was received, up to
-the restore limit. Both are one function (`target.restore.restore`) on one worker, in stretches.
+On a primary the goal is the frozen generation of the overlay, written by its index (`target.restore.apply`)
+if this process appended all of it. On a secondary, and for what was found at a start, it is a stretch of the
+journal, checked again (`target.restore.restore`), up to the restore limit. Both on one worker.
 """
 
 from __future__ import annotations
@@ -15,15 +16,23 @@ from target.journal.ring import Journal
 from target.journal.superblock import Flag, Position
 from target.obtain import Overlay, WritePath
 from target.overlay import Generation
-from target.restore import ARENA_BYTES, Restored, Stretch, restore
+from target.restore import ARENA_BYTES, Restored, Stretch, apply, restore
 from target.scheduler import Scheduler, Timer
 
 _log = logging.getLogger(__name__)
 
 _FREEZE_BYTES = 16 << 20
 _FREEZE_SECONDS = 0.1
+_SMALL_BYTES = 32 << 10
+_LAZY_BYTES_MAX = 128 << 20
+_LAZY_RING_PARTS = 8
+"""Small writes wait until there are so many of them, as long as hosts are busy."""
+_BUSY_BYTES_MAX = 1 << 20
+_BUSY_RING_PARTS = 64
+"""Hosts that write so much in `_FREEZE_SECONDS` are busy."""
 _CHECKPOINT_SECONDS = 5.0
-_CHECKPOINT_RING_PARTS = 2
+_CHECKPOINT_RING_PARTS = 8
+"""So much is won by a checkpoint at the least, when half of the ring waits for one."""
 
 
 class Background:
@@ -52,6 +61,7 @@ class Background:
         self._on_checkpoint = on_checkpoint
         self._on_failed = on_failed
         self._frozen_end = journal.head
+        self._timer_lsn = journal.head.lsn
         self._working = False
         self._arena = bytearray(min(ARENA_BYTES, journal.superblock.ring_bytes))
         self._checkpointing = False
@@ -82,8 +92,7 @@ class Background:
                 self._when_idle.pop(0)[0]()
             return
         if not self._working:
-            grown = self._journal.head.lsn - self._overlay.current.start_lsn >= _FREEZE_BYTES
-            if not self.following and (freeze or grown or self._space_wanted):
+            if not self.following and (freeze or self._space_wanted or self._grown):
                 self._freeze()
             goal = self._goal()
             if goal is not None:
@@ -99,8 +108,25 @@ class Background:
         self.poke(freeze=True)
 
     def _timer_fired(self) -> None:
+        """Apply what there is, unless hosts are busy: then when there is enough of it."""
         self._timer = None
-        self.poke(freeze=True)
+        head_lsn, ring_bytes = self._journal.head.lsn, self._journal.superblock.ring_bytes
+        written, self._timer_lsn = head_lsn - self._timer_lsn, head_lsn
+        self.poke(freeze=written < min(_BUSY_BYTES_MAX, ring_bytes // _BUSY_RING_PARTS))
+
+    @property
+    def _grown(self) -> bool:
+        """Whether the current generation is to be applied although hosts are busy.
+
+        Small writes cost much to apply, and the longer they wait the more of them are overwritten or have
+        neighbours; with large ones nothing is won, and the ring would fill.
+        """
+        journal = self._journal
+        size = journal.head.lsn - self._overlay.current.start_lsn
+        if size >= min(_LAZY_BYTES_MAX, journal.superblock.ring_bytes // _LAZY_RING_PARTS):
+            return True
+        records = journal.head.sequence - self._frozen_end.sequence
+        return size >= _FREEZE_BYTES and size >= records * _SMALL_BYTES
 
     def _freeze(self) -> None:
         """The frozen generation was applied: take the next. It needs a commit before it can be applied."""
@@ -112,9 +138,10 @@ class Background:
             if journal.durable.lsn > self.applied.lsn and journal.durable.lsn == journal.head.lsn:
                 self._frozen_end = journal.durable
                 self.applied, self.applied_sequence = journal.durable, journal.durable.sequence
-                overlay.current = Generation(journal.head.lsn)
+                overlay.current = Generation(journal.head.lsn, appended=True)
             return
-        overlay.frozen, overlay.current = overlay.current, Generation(journal.head.lsn)
+        overlay.frozen = overlay.current
+        overlay.current = Generation(journal.head.lsn, appended=True)
         self._frozen_end = journal.head
         self._write_path.commit(urgent=self._space_wanted)
 
@@ -133,7 +160,7 @@ class Background:
 
     def _start(self, end_lsn: int, limit: SequenceNumber) -> None:
         self._working = True
-        journal = self._journal
+        journal, end = self._journal, self._frozen_end
         stretch = Stretch(
             self.applied,
             self.applied_sequence,
@@ -144,7 +171,16 @@ class Background:
             verify=self.following and bool(journal.superblock.flags & Flag.CONSISTENT),
             verify_from=self.verify_from,
         )
-        reader, volumes = journal.reader(self._arena, end_lsn), self._volumes
+        volumes, frozen = self._volumes, self._overlay.frozen
+        if not self.following and frozen is not None and frozen.appended:
+            device = journal.device
+
+            def work() -> Restored:
+                return Restored(end, limit, apply(frozen, device, volumes))
+
+            self._scheduler.submit(self._lane, work, self._restored)
+            return
+        reader = journal.reader(self._arena, end_lsn)
         self._scheduler.submit(self._lane, lambda: restore(stretch, reader, volumes), self._restored)
 
     def _restored(self, result: Restored | None, error: Exception | None) -> None:
@@ -196,11 +232,12 @@ class Background:
         oldest = self._overlay.frozen or self._overlay.current
         if not self.following and oldest and self.applied.lsn > oldest.start_lsn:
             return  # part of it is on the volumes, and reads still look for all of it in the ring
-        journal = self._journal
-        waiting = self.applied.lsn - journal.superblock.checkpoint_lsn
+        superblock = self._journal.superblock
+        full = self._journal.head.lsn - superblock.checkpoint_lsn >= superblock.ring_bytes // 2
+        won = self.applied.lsn - superblock.checkpoint_lsn
         if (
             self._space_wanted
-            or waiting >= journal.superblock.ring_bytes // _CHECKPOINT_RING_PARTS
+            or (full and won >= superblock.ring_bytes // _CHECKPOINT_RING_PARTS)
             or self._scheduler.monotonic() >= self._checkpoint_due_at
         ):
             self.checkpoint()

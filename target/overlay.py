@@ -40,12 +40,16 @@ Granules = dict[int, "int | Partial"]
 
 
 class Generation:
-    """What was written between two LSNs."""
+    """What was written between two LSNs.
 
-    __slots__ = ("granules", "start_lsn")
+    `appended`: this process wrote all of it to the journal, and nothing was found there.
+    """
 
-    def __init__(self, start_lsn: int = 0) -> None:
+    __slots__ = ("appended", "granules", "start_lsn")
+
+    def __init__(self, start_lsn: int = 0, *, appended: bool = False) -> None:
         self.start_lsn = start_lsn
+        self.appended = appended
         self.granules: dict[int, Granules] = {}
 
     def __bool__(self) -> bool:

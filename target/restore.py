@@ -1,8 +1,9 @@
-"""From the journal to the data volumes: one function for the primary's background and for restoring.
+"""From the journal to the data volumes: `restore` what was found or received, `apply` what was appended.
 
-It reads a stretch of the durable journal, checks it again, lets many writes to one block become one, and
-writes the data volumes in ascending order. Everything it does may be done twice. Runs on a worker thread; it
-touches devices and nothing else.
+`restore` reads a stretch of the durable journal, checks it again, lets many writes to one block become one,
+and writes the data volumes in ascending order. `apply` does the same with a generation of the overlay that
+is durable in the journal, by its index. Everything may be done twice. Runs on a worker thread; it touches
+devices and nothing else.
 
 Invariants: only what is durable in the journal is applied (I1, I3); records take effect in sequence order,
 and a stretch ends exactly at `limit` (I2); doing it again changes nothing (I5).
@@ -11,7 +12,7 @@ and a stretch ends exactly at `limit` (I2); doing it again changes nothing (I5).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -38,6 +39,10 @@ ARENA_BYTES = STRETCH_BYTES_MAX + (2 << 20)
 _IOVECS_MAX = 256
 _PACK_SHIFT = 32
 _PACK_MASK = (1 << _PACK_SHIFT) - 1
+_PORTION_SHIFT = 12
+
+_Data = Callable[[int, int], Buffer]
+"""(position, length) -> the data that lie there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,26 @@ def restore(stretch: Stretch, reader: RingReader, volumes: Mapping[int, BlockDev
             "resync the pair or restore the journal volume"
         )
     return result
+
+
+def apply(generation: Generation, journal: BlockDevice, volumes: Mapping[int, BlockDevice]) -> int:
+    """Write a frozen generation to the data volumes, out of the journal it is durable in; returns the bytes.
+
+    For what this process appended itself: the index says what is newest, as it does to reads, so nothing
+    needs to be decoded, and nothing is read that was overwritten since. Measured: half of what reading the
+    stretch back and checking it again costs. Raises OSError when a device fails.
+    """
+    written = 0
+
+    def data(position: int, length: int) -> Buffer:
+        return journal.view(length, position)
+
+    try:
+        for number, granules in generation.granules.items():
+            written += _write_granules(volumes[number], granules, data)
+    finally:
+        journal.drop_views()
+    return written
 
 
 def _take(
@@ -204,6 +229,10 @@ class _Batch:
             records = self._records[volume] = []
         records.append((offset, length, position))
 
+    def _data(self, position: int, length: int) -> memoryview:
+        start = position & _PACK_MASK
+        return self._packs[position >> _PACK_SHIFT][start : start + length]
+
     def write(self) -> int:
         """Write what is collected and begin anew; returns the bytes written."""
         written = 0
@@ -211,12 +240,12 @@ class _Batch:
             device = self._volumes[number]
             newest = _newest(records)
             if newest is not None:
-                written += _write_records(device, newest, self._packs)
+                written += _write_records(device, newest, self._data)
                 continue
             generation = Generation()
             for offset, length, position in records:
                 generation.put(number, offset, length, position)
-            written += _write_granules(device, generation.granules[number], self._packs)
+            written += _write_granules(device, generation.granules[number], self._data)
         self._records.clear()
         self._packs.clear()
         self.held_bytes = 0
@@ -246,7 +275,7 @@ def _newest(records: list[_Record]) -> list[_Record] | None:
     return newest
 
 
-def _write_records(device: BlockDevice, records: list[_Record], packs: list[memoryview]) -> int:
+def _write_records(device: BlockDevice, records: list[_Record], data: _Data) -> int:
     """Write ascending records that do not overlap, neighbours with one call."""
     written = 0
     run: list[Buffer] = []
@@ -265,7 +294,7 @@ def _write_records(device: BlockDevice, records: list[_Record], packs: list[memo
                 written += run_end - run_offset
                 run = []
             run_offset = offset
-        run.append(_data(packs, position, length))
+        run.append(data(position, length))
         run_end = offset + length
     if run:
         device.pwritev(run, run_offset)
@@ -275,56 +304,72 @@ def _write_records(device: BlockDevice, records: list[_Record], packs: list[memo
     return written
 
 
-def _write_granules(device: BlockDevice, granules: Granules, packs: list[memoryview]) -> int:
+def _write_granules(device: BlockDevice, granules: Granules, data: _Data) -> int:
     """Write the newest content of every granule, ascending, neighbours with one call; parts of granules
     last.
     """
     written = 0
     run: list[Buffer] = []
-    run_offset = run_end = zero_offset = zero_end = 0
-    last_start = last_end = -1
+    run_offset = run_end = 0
     parts: list[tuple[int, Partial]] = []
-    for granule in sorted(granules):
-        value = granules[granule]
-        offset = granule * GRANULE_BYTES
-        if not isinstance(value, int):
-            parts.append((offset, value))
-            continue
-        if value == ZERO:
-            if offset != zero_end and zero_end > zero_offset:
-                device.punch(zero_offset, zero_end - zero_offset)
-                zero_end = -1
-            if offset != zero_end:
-                zero_offset = offset
-            zero_end = offset + GRANULE_BYTES
-            continue
-        if run and (offset != run_end or len(run) >= _IOVECS_MAX):
+    for offset, length, value in _pieces(granules, parts):
+        if run and (offset != run_end or len(run) >= _IOVECS_MAX or value == ZERO):
             device.pwritev(run, run_offset)
             written += run_end - run_offset
             run = []
+        if value == ZERO:
+            device.punch(offset, length)
+            continue
         if not run:
-            run_offset, last_end = offset, -1
-        if value == last_end:  # it goes on in the pack where the last one ended: one piece
-            last_end += GRANULE_BYTES
-            run[-1] = _data(packs, last_start, last_end - last_start)
-        else:
-            last_start, last_end = value, value + GRANULE_BYTES
-            run.append(_data(packs, value, GRANULE_BYTES))
-        run_end = offset + GRANULE_BYTES
+            run_offset = offset
+        run.append(data(value, length))
+        run_end = offset + length
     if run:
         device.pwritev(run, run_offset)
         written += run_end - run_offset
-    if zero_end > zero_offset:
-        device.punch(zero_offset, zero_end - zero_offset)
     for offset, fragments in parts:
         for part in fragments:
             length = part.stop - part.start
-            data = bytes(length) if part.position == ZERO else _data(packs, part.position, length)
-            device.pwritev([data], offset + part.start)
+            device.pwritev(
+                [bytes(length) if part.position == ZERO else data(part.position, length)], offset + part.start
+            )
             written += length
     return written
 
 
-def _data(packs: list[memoryview], position: int, length: int) -> memoryview:
-    start = position & _PACK_MASK
-    return packs[position >> _PACK_SHIFT][start : start + length]
+def _pieces(granules: Granules, parts: list[tuple[int, Partial]]) -> Iterator[tuple[int, int, int]]:
+    """(offset, length, position) of granules that are neighbours on the volume and where they come from,
+    ascending; those of which there are only parts go to `parts`.
+    """
+    first = follower = -1
+    position = expected = ZERO
+    for granule in _ascending(granules):
+        value = granules[granule]
+        if granule == follower and value == expected:
+            follower += 1
+            if expected != ZERO:
+                expected += GRANULE_BYTES
+            continue
+        if first >= 0:
+            yield first * GRANULE_BYTES, (follower - first) * GRANULE_BYTES, position
+        if isinstance(value, int):
+            first, position = granule, value
+            follower, expected = granule + 1, value if value == ZERO else value + GRANULE_BYTES
+        else:
+            parts.append((granule * GRANULE_BYTES, value))
+            first = follower = -1
+    if first >= 0:
+        yield first * GRANULE_BYTES, (follower - first) * GRANULE_BYTES, position
+
+
+def _ascending(granules: Granules) -> Iterator[int]:
+    """The numbers in order, sorted in portions: nobody else gets the interpreter while `sorted` has it."""
+    portions: dict[int, list[int]] = {}
+    for granule in granules:
+        portion = portions.get(granule >> _PORTION_SHIFT)
+        if portion is None:
+            portions[granule >> _PORTION_SHIFT] = [granule]
+        else:
+            portion.append(granule)
+    for number in sorted(portions):
+        yield from sorted(portions[number])

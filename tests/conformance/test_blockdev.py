@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_what_was_read_does_not_change_with_the_device(device: BlockDevice) -> N
     warm = device.pread_nowait(BLOCK, 0)
     device.pwritev([b"b" * BLOCK], 0)
     assert read == warm == b"a" * BLOCK
+
+
+def test_a_view_is_what_the_device_holds_and_can_be_written_elsewhere(device: BlockDevice) -> None:
+    """Short ones and long ones; also what was written since the last view, and what is where it was again."""
+    other = SimDisk(SIZE)
+    rng = random.Random(1)
+    for _ in range(3):
+        content = rng.randbytes(SIZE)
+        device.pwritev([content], 0)
+        for offset, length in ((0, SIZE), (512, 32 * BLOCK), (5 * BLOCK + 512, BLOCK), (SIZE - 512, 512)):
+            other.pwritev([device.view(length, offset)], offset)
+            assert other.pread(length, offset) == content[offset : offset + length]
+        device.drop_views()
+    device.grow(2 * SIZE)
+    device.pwritev([content], SIZE)
+    assert bytes(device.view(SIZE, SIZE)) == content
+    device.drop_views()
+
+
+def test_a_view_behind_the_end_is_an_error(device: BlockDevice) -> None:
+    for length in (BLOCK, SIZE):
+        with pytest.raises(OSError):
+            device.view(length, SIZE - 512)
 
 
 def test_flushing_changes_nothing_that_is_read(device: BlockDevice) -> None:
@@ -199,6 +223,35 @@ def test_a_file_opened_for_reading_is_not_written(tmp_path: Path) -> None:
         device.pwritev([b"a"], 0)
     assert failed.value.errno == errno.EBADF
     device.close()
+
+
+def test_a_write_that_is_cut_goes_on_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = FileDevice(tmp_path / "volume", create_bytes=SIZE)
+    pwritev = os.pwritev
+    for cut in (1, 512, 700, 1500):
+        monkeypatch.setattr(
+            "os.pwritev", lambda fd, buffers, offset, cut=cut: pwritev(fd, [b"".join(buffers)[:cut]], offset)
+        )
+        device.pwritev([b"a" * 512, b"", b"b" * 512, memoryview(b"c" * 1024)], BLOCK)
+        monkeypatch.undo()
+        assert device.pread(2560, BLOCK) == b"a" * 512 + b"b" * 512 + b"c" * 1024 + bytes(512)
+        device.punch(BLOCK, BLOCK)
+    device.close()
+
+
+def test_a_view_of_pages_that_are_gone_fails_and_does_not_end_the_process(tmp_path: Path) -> None:
+    """As of a medium that cannot be read any more."""
+    device = FileDevice(tmp_path / "journal", create_bytes=SIZE)
+    other = FileDevice(tmp_path / "volume", create_bytes=SIZE)
+    device.pwritev([b"a" * SIZE], 0)
+    view = device.view(SIZE, 0)
+    os.truncate(tmp_path / "journal", BLOCK)
+    with pytest.raises(OSError):
+        other.pwritev([view], 0)
+    with pytest.raises(OSError):
+        device.view(SIZE, 0)
 
 
 def test_a_missing_file_is_not_made_unless_asked(tmp_path: Path) -> None:

@@ -80,6 +80,12 @@ class SimDisk:
             return None
         return self.pread(length, offset)
 
+    def view(self, length: int, offset: int) -> Buffer:
+        return self.pread(length, offset)
+
+    def drop_views(self) -> None:
+        pass
+
     def will_need(self, offset: int, length: int) -> None:
         pass
 
