@@ -7,10 +7,15 @@ it comes again. A wire is cut here, in the middle: no machine sees its link go d
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+from scripts.vmlab.failure import LabError
 from scripts.vmlab.layout import Machine, Network
 from scripts.vmlab.qemu import Process
+
+_SOCKETS_SECONDS_MAX = 60.0
+_SO_ACCEPTCON = 0x10000
 
 
 class Wires:
@@ -43,6 +48,16 @@ class Wires:
                 ]
         self._write_cuts(set())
         self._process.start(arguments)
+        self._wait_for_sockets([self.socket(each.name, network) for each in machines for network in Network])
+
+    def _wait_for_sockets(self, sockets: list[Path]) -> None:
+        """QEMU says that it is ready, and makes them in a thread of its own."""
+        deadline = time.monotonic() + _SOCKETS_SECONDS_MAX
+        missing = {str(path) for path in sockets}
+        while missing := missing - _listening():
+            if time.monotonic() > deadline or not self.running:
+                raise LabError(f"QEMU made no socket {min(missing)}")
+            time.sleep(0.01)
 
     def stop(self) -> bool:
         return self._process.kill()
@@ -79,3 +94,9 @@ class Wires:
 
 def _port(machine: str, network: Network) -> str:
     return f"{machine}-{network.word}"
+
+
+def _listening() -> set[str]:
+    """UNIX sockets that take connections: proc(5), net/unix, flag SO_ACCEPTCON."""
+    lines = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return {line[7] for line in lines if len(line) == 8 and int(line[3], 16) & _SO_ACCEPTCON}
