@@ -1,7 +1,8 @@
 """Nobody takes writes who knows, or could have asked, that another reigns.
 
-An old primary that returns asks first; one that promised its role serves nothing until it has heard the
-outcome; after a planned takeover nothing that was acknowledged is missing.
+An old primary that returns asks first, unless an operator has it serve without the peers' word (takeover
+--force); one that promised its role serves nothing until it has heard the outcome; after a planned takeover
+nothing that was acknowledged is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ class OneWriter(Checker):
             begun_at = self.world.reigns_since.get((other.name, theirs.reign))
             if theirs.epoch <= mine.epoch or begun_at is None:
                 continue
-            if begun_at < site.target.started_at and self._could_ask(site, other, site.target.started_at):
+            forced = self._forced_at.get(site.name, -1.0) >= site.target.started_at
+            if (
+                not forced
+                and begun_at < site.target.started_at
+                and self._could_ask(site, other, site.target.started_at)
+            ):
                 waited = self.world.clock.now - site.target.started_at
                 if waited < self.world.peer_wait_seconds:
                     self.fail(
