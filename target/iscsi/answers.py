@@ -46,6 +46,10 @@ def send_data_in(
 ) -> int:
     """Cut `total` bytes into Data-In PDUs; the last one carries GOOD `with_status`. The number of PDUs."""
     data = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+    if total < len(data):
+        # Who allocated less than the command reads: what is not sent must neither be kept nor be for nothing.
+        session.worked(len(data) - total)
+        data = memoryview(bytes(data[:total]))
     data_sn = offset = burst = 0
     while offset < total:
         length = min(session.peer_segment, total - offset, session.max_burst - burst)

@@ -55,6 +55,9 @@ TASKS_MAX = COMMAND_WINDOW + 32
 WRITE_BYTES_MAX = 64 << 20
 """The largest single write collected; more is answered as a transfer length that is too large."""
 
+COMMAND_WORK_BYTES = 2 << 10
+"""What a command beside the hot path counts for, as output, in its turn: some ten microseconds."""
+
 LARGE_READ_BYTES = 1 << 20
 LARGE_READS_BYTES_MAX = 128 << 20
 """Reads longer than LARGE_READ_BYTES may be under way for so many bytes; more get TASK SET FULL. The command
@@ -361,6 +364,12 @@ class TargetSession:
             output.append(PADDING[length & 3])
         self.output_bytes += BHS_BYTES + length
 
+    def worked(self, count_bytes: int) -> None:
+        """Work counts like output: who has much done that is not sent waits for the next turn too."""
+        if not self.output:
+            self._owner.output_ready()
+        self.output_bytes += count_bytes
+
     def finish(self, task: ScsiTask, result: ScsiResult) -> None:
         tag = task.initiator_task_tag
         if self.tasks.get(tag) is not task:
@@ -377,6 +386,7 @@ class TargetSession:
             self.collection.forget(task)
 
     def _answer(self, task: ScsiTask, result: ScsiResult) -> None:
+        self.output_bytes += COMMAND_WORK_BYTES
         expected = task.expected_length
         sent, flags, residual = 0, 0, 0
         data_sn = 0

@@ -32,6 +32,9 @@ class TaskOwner(Protocol):
     def finish(self, task: ScsiTask, result: ScsiResult) -> None:
         """Answer any result."""
 
+    def worked(self, count_bytes: int) -> None:
+        """So much was read or looked up."""
+
 
 class ScsiTask(ScsiCommand):
     """One SCSI command of one session, from its PDU to its answer."""
@@ -70,6 +73,9 @@ class ScsiTask(ScsiCommand):
 
     def complete(self, result: ScsiResult) -> None:
         self.owner.finish(self, result)
+
+    def worked(self, count_bytes: int) -> None:
+        self.owner.worked(count_bytes)
 
 
 class CollectingTask(ScsiTask):

@@ -52,6 +52,8 @@ class Chain:
         self._answered = True
         if not self._running:
             self.run()
+        elif data is not None:
+            self._command.worked(len(data))
 
     def failed(self, error: VolumeError) -> None:
         self._steps.close()

@@ -72,6 +72,11 @@ class ScsiCommand:
         """Take the result; called once, on the loop thread."""
         raise NotImplementedError
 
+    def worked(self, count_bytes: int) -> None:
+        """So much was read or looked up for it at once, whether or not any of it is sent: a front end that
+        shares out its turns counts that.
+        """
+
     # A command is also the `Request` that a volume answers: these two turn its answer into a result.
 
     def done(self, data: Buffer | None = None) -> None:

@@ -45,6 +45,14 @@ def extended_copy(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 
 def _copy_steps(unit: UnitState, nexus: Nexus, copy: CopyList) -> Steps:
+    yield unit.expansion_gate.enter
+    try:
+        return (yield from _segment_steps(unit, nexus, copy))
+    finally:
+        unit.expansion_gate.leave()
+
+
+def _segment_steps(unit: UnitState, nexus: Nexus, copy: CopyList) -> Steps:
     by_name = {naa_identifier(each.volume.serial): each for each in unit.device_units()}
     units = [None if name is None else by_name.get(name) for name in copy.cscds]
     copied_bytes = 0
@@ -72,7 +80,7 @@ def _copy_steps(unit: UnitState, nexus: Nexus, copy: CopyList) -> Steps:
 
 def _keep(unit: UnitState, nexus: Nexus, copy: CopyList, status: CopyStatus) -> None:
     """The results of a nexus' last copy, for RECEIVE COPY RESULTS."""
-    if copy.holds_results:
+    if copy.holds_results and nexus in unit.attentions.nexuses:  # it may be gone meanwhile
         unit.copy_results[nexus] = (copy.list_id, status)
 
 

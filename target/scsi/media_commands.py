@@ -223,10 +223,14 @@ def write_same(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
 
 
 def _write_same_steps(unit: UnitState, offset: int, length: int, block: bytes) -> Steps:
-    pattern = memoryview(block * (min(length, CHUNK_BYTES) // len(block)))
-    for position, count in chunks(length):
-        write = partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
-        yield partial(unit.gate.through, write)
+    yield unit.expansion_gate.enter
+    try:
+        pattern = memoryview(block * (min(length, CHUNK_BYTES) // len(block)))
+        for position, count in chunks(length):
+            write = partial(unit.volume.write, offset + position, pattern[:count], unit.write_through)
+            yield partial(unit.gate.through, write)
+    finally:
+        unit.expansion_gate.leave()
     return GOOD
 
 

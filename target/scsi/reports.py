@@ -48,6 +48,8 @@ def get_lba_status(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome
     for blocks, mapped in runs:
         body += _LBA_STATUS_DESCRIPTOR.pack(lba, blocks, _MAPPED if mapped else _DEALLOCATED)
         lba += blocks
+    # Measured: looking up takes half the time of reading.
+    command.worked(sum(blocks for blocks, _ in runs) << unit.block_shift >> 1)
     return data_in(_LBA_STATUS_HEADER.pack(len(body) + 4) + body, allocation_length)
 
 

@@ -28,6 +28,8 @@ from target.scsi.unit_state import UnitState
 REGISTRATIONS_MAX = 1024
 """What initiators can make one logical unit remember."""
 
+_REGISTRATION_WORK_BYTES = 4 << 10  # to tell of one takes as long as to read so much
+
 _SCOPES_AND_TYPES = {int(each): each for each in Type}  # scope 0h, the logical unit
 _MOVE_FLAGS_BYTE = 17
 
@@ -38,6 +40,7 @@ def reserve_in(encode: Callable[[Reservations], bytes]) -> Callable[[UnitState, 
     def handler(unit: UnitState, command: ScsiCommand, cdb: bytes) -> Outcome:
         if unit.reserved_by is not None:
             return RESERVATION_CONFLICT
+        command.worked(len(unit.reservations.keys) * _REGISTRATION_WORK_BYTES)
         return data_in(encode(unit.reservations), int.from_bytes(cdb[7:9], "big"))
 
     return handler

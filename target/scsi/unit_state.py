@@ -55,6 +55,8 @@ class UnitState:
         self.attentions = UnitAttentions()
         self.gate = Gate(self._choose_way_of_writes)
         self.reservation_gate = Gate()
+        self.expansion_gate = Gate()
+        """One at a time of the commands that write more than they were sent, so that one memory is enough."""
         self.reservation_store = reservation_store
         self.reservations = reservation_store.load() if reservation_store is not None else Reservations()
         self.reserved_by: Nexus | None = None
