@@ -192,6 +192,7 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
 
 @_OVER_FIBRE_CHANNEL_TOO
 def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, host: Host) -> None:
+    journal = durable_lsn(sites, "b")
     ledger = Ledger(host)
     ledger.start()
     ledger.wait_for_progress(sites)
@@ -204,20 +205,20 @@ def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, 
     for volume in VOLUMES:
         assert host.run(f"blockdev --getro {host.device('a', volume)}").strip() == "1"
     host.log_out("a")
-    journal, san = durable_lsn(sites, "b"), sites.bytes_sent("b", Network.SAN)
+    san = sites.bytes_sent("b", Network.SAN)
     sites.replctl(
         "b", "pair", "resync", GROUP, "--secondary", "a", "--wait", "--timeout", f"{WAIT_SECONDS_MAX:.0f}"
     )
-    appended = durable_lsn(sites, "b") - journal  # also by the ledger, which goes on
     sent = sites.bytes_sent("b", Network.SAN) - san
+    appended = durable_lsn(sites, "b") - journal  # by the ledger, too, which goes on all the time
     events = sites.ask("b", "events", group=GROUP, limit=100)
     assert events is not None
     resync = next(event["text"] for event in reversed(events["events"]) if event["kind"] == "pair resync")
     own = re.search(r"(\d+) bytes it wrote on its own are copied back", resync)
     assert own is not None, resync
     assert int(own[1]) < _RANDOM_MIB << 19, "a did not write so much behind the last marker"
-    # Besides what is appended now: what b wrote since its takeover, which is little.
-    assert sent < 2 * appended + (_RANDOM_MIB << 19), resync
+    # Besides: what b wrote between its takeover and this test, when it mounted the file systems.
+    assert sent < 1.5 * appended + (_RANDOM_MIB << 19), resync
     ledger.stop()
     for volume in VOLUMES:
         host.unmount(volume)
