@@ -7,13 +7,14 @@ No I/O. Invariant: at most one session for each initiator port (name, ISID) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from target.iscsi.budget import MemoryBudget
 from target.iscsi.login import Admission
 from target.iscsi.task_management import abort_for_another
 from target.scsi.command import Nexus
+from target.scsi.lun import decode_lun
 from target.volume import Request
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ class SessionRegistry:
     def drains(self, admission: Admission) -> bool:
         """Whether the device still has commands of an earlier session of this initiator port."""
         return any(_same_port(one.admission, admission) for one in self._draining)
+
+    def drains_units(self, target_name: str, luns: Collection[int]) -> bool:
+        """Whether a device still has commands of sessions that are gone for any of these units."""
+        return any(
+            decode_lun(task.lun_field) in luns
+            for session in self._draining
+            if session.node is not None and session.node.name == target_name
+            for task in session.draining
+        )
 
     def when_drained(self, call: Callable[[], None]) -> None:
         """Call once, when the last command of some closed session has ended."""

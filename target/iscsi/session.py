@@ -373,11 +373,10 @@ class TargetSession:
     def finish(self, task: ScsiTask, result: ScsiResult) -> None:
         tag = task.initiator_task_tag
         if self.tasks.get(tag) is not task:
+            self.draining.discard(task)
+            self.task_management.late(task)
             if self.closed:
-                self.draining.discard(task)
                 self._registry.drained(self)
-            else:
-                self.task_management.late(task)
             return
         del self.tasks[tag]
         self.retire_task(task)

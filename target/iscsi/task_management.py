@@ -7,7 +7,7 @@ Invariant: when the initiator sees "function complete", no aborted command can c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class TaskManagement:
     def __init__(self, session: TargetSession, registry: SessionRegistry) -> None:
         self._session = session
         self._registry = registry
-        self.aborted: dict[ScsiTask, tuple[_Pending, bool]] = {}
+        self.aborted: dict[ScsiTask, tuple[list[_Pending], bool]] = {}
 
     def request(self, request: TaskManagementRequest) -> None:
         function = request.function & 0x7F
@@ -78,15 +78,19 @@ class TaskManagement:
 
     def _abort_task(self, request: TaskManagementRequest) -> None:
         session = self._session
-        task = session.tasks.get(request.referenced_task_tag)
-        if task is None:
+        tag = request.referenced_task_tag
+        task = session.tasks.get(tag)
+        aborted = [one for one in self.aborted if one.initiator_task_tag == tag]
+        if task is None and not aborted:
             # RFC 7143 11.6.1: one that has not come yet is aborted by taking it for received. One that has
             # been answered is outside the window, so the initiator learns that its abort came too late.
             skipped = session.held_commands.skip(request.ref_cmd_sn, request.cmd_sn)
             self._respond(request, Response.COMPLETE if skipped else Response.TASK_DOES_NOT_EXIST)
             return
         pending = _Pending(lambda: self._respond(request, Response.COMPLETE))
-        self.abort([task], pending, tell=False)
+        self._wait_for(aborted, pending)
+        if task is not None:
+            self.abort([task], pending, tell=False)
         if not pending.count:
             pending.finish()
 
@@ -106,23 +110,41 @@ class TaskManagement:
         elif function is Function.LOGICAL_UNIT_RESET:
             resets = (lun,)
         cold = function is Function.TARGET_COLD_RESET
-        pending = _Pending(lambda: self._finish_sets(request, resets, cold))
         others = function is not Function.ABORT_TASK_SET
+        waits_for = tuple(units) if lun is None else (lun,)
+        pending = _Pending(lambda: self._finish_sets(request, resets, waits_for if others else (), cold))
         for one in self._registry.sessions_of(session.node.name) if others else [session]:
-            one.task_management.abort(_tasks_of(one, lun), pending, tell=one is not session)
+            one.task_management.abort_all(lun, pending, tell=one is not session)
             if cold and one is not session:
                 one.end("target cold reset by another initiator")
         if not pending.count:
             pending.finish()
 
-    def _finish_sets(self, request: TaskManagementRequest, resets: Iterable[int], cold: bool) -> None:
+    def _finish_sets(
+        self, request: TaskManagementRequest, resets: Iterable[int], waits_for: Collection[int], cold: bool
+    ) -> None:
         session = self._session
+        # Sessions that are gone may have left commands behind; they too must be over.
+        if session.node is not None and self._registry.drains_units(session.node.name, waits_for):
+            self._registry.when_drained(lambda: self._finish_sets(request, resets, waits_for, cold))
+            return
         if session.node is not None:
             for lun in resets:
                 session.node.device.reset(lun)
         self._respond(request, Response.COMPLETE)
         if cold:
             session.end("target cold reset")
+
+    def abort_all(self, lun: int | None, pending: _Pending, tell: bool) -> None:
+        """Abort the tasks for a unit, or (None) for all, and wait for those that were aborted before."""
+        self._wait_for([task for task in self.aborted if _is_for(task, lun)], pending)
+        tasks = [task for task in self._session.tasks.values() if _is_for(task, lun)]
+        self.abort(tasks, pending, tell)
+
+    def _wait_for(self, aborted: Iterable[ScsiTask], pending: _Pending) -> None:
+        for task in aborted:
+            self.aborted[task][0].append(pending)
+            pending.count += 1
 
     def abort(self, tasks: Iterable[ScsiTask], pending: _Pending, tell: bool) -> None:
         """Abort tasks of this session; with `tell` their initiator gets TASK ABORTED (SAM-5 5.3.1), since
@@ -139,21 +161,28 @@ class TaskManagement:
                     session.retire_task(task)
             else:
                 pending.count += 1
-                self.aborted[task] = (pending, tell)
+                self.aborted[task] = ([pending], tell)
 
     def late(self, task: ScsiTask) -> None:
-        """The device server has finished a task that was aborted."""
+        """The device server has finished a task that was aborted, or that its session has left behind."""
         session = self._session
-        pending, tell = self.aborted.pop(task)
-        if isinstance(task, CollectingTask):
-            session.collection.forget(task)
-        if tell:
-            session.answer_aborted(task)
-        else:
-            session.retire_task(task)
-        pending.count -= 1
-        if not pending.count:
-            pending.finish()
+        aborted = self.aborted.pop(task, None)
+        if aborted is None:
+            assert session.closed, "nobody aborted it"
+            return
+        waiting, tell = aborted
+        if not session.closed:
+            if isinstance(task, CollectingTask):
+                session.collection.forget(task)
+            if tell:
+                session.answer_aborted(task)
+            else:
+                session.retire_task(task)
+        # Others may wait for it too, whether or not the one who sent it is still there.
+        for pending in waiting:
+            pending.count -= 1
+            if not pending.count:
+                pending.finish()
 
 
 def abort_for_another(sessions: Iterable[TargetSession], lun: int, then: Callable[[], None]) -> None:
@@ -162,14 +191,13 @@ def abort_for_another(sessions: Iterable[TargetSession], lun: int, then: Callabl
     """
     pending = _Pending(then)
     for session in sessions:
-        session.task_management.abort(_tasks_of(session, lun), pending, tell=True)
+        session.task_management.abort_all(lun, pending, tell=True)
     if not pending.count:
         pending.finish()
 
 
-def _tasks_of(session: TargetSession, lun: int | None) -> list[ScsiTask]:
-    """Those for one unit, or (None) for all."""
-    return [task for task in session.tasks.values() if lun is None or decode_lun(task.lun_field) == lun]
+def _is_for(task: ScsiTask, lun: int | None) -> bool:
+    return lun is None or decode_lun(task.lun_field) == lun
 
 
 _WHOLE_TARGET = frozenset({Function.TARGET_WARM_RESET, Function.TARGET_COLD_RESET})

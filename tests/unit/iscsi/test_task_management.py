@@ -200,6 +200,46 @@ def test_the_commands_of_others_are_answered_task_aborted(function: Function) ->
     assert pdu.max_cmd_sn - pdu.exp_cmd_sn == 127
 
 
+@pytest.mark.parametrize("again", [Function.ABORT_TASK, *WHOLE_SET])
+def test_what_was_aborted_already_is_waited_for_too(again: Function) -> None:
+    """A host whose first abort takes too long tries a stronger one: it must not be told that all is over."""
+    wire, volume = held_session()
+    tag = wire.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    request(wire, Function.ABORT_TASK, referenced=tag)
+    request(wire, again, referenced=tag)
+    assert wire.take() == [], "the medium may still change"
+    volume.release()
+    assert [one.pdu.response for one in wire.take() if isinstance(one.pdu, TaskManagementResponse)] == [0, 0]
+
+
+@pytest.mark.parametrize("function", WHOLE_SET[1:])
+def test_what_others_left_behind_is_waited_for(function: Function) -> None:
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    second.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    second.connection.close()
+    request(first, Function.ABORT_TASK_SET)
+    assert response_of(first) == Response.COMPLETE, "that is about its own"
+    request(first, function)
+    assert first.take() == [], "the medium may still change"
+    volume.release()
+    assert response_of(first) == Response.COMPLETE
+
+
+@pytest.mark.parametrize("function", WHOLE_SET[1:])
+def test_others_may_leave_while_they_are_waited_for(function: Function) -> None:
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    for lba in range(2):
+        second.command(cdbs.write(lba, 1), write=BLOCK, data=bytes(BLOCK))
+    request(first, function)
+    second.connection.close()
+    volume.release()
+    assert first.take() == [], "the medium may still change"
+    volume.release()
+    assert response_of(first) == Response.COMPLETE
+
+
 def test_abort_task_set_leaves_others_alone() -> None:
     volume = MemoryVolume()
     first, second = two_sessions(volume)
@@ -277,6 +317,19 @@ def test_who_was_preempted_may_have_gone_already() -> None:
     second.connection.close()
     request_ = Answered()
     first.registry.abort_tasks(0, nexus, request_)
+    assert request_.count == 0
+    volume.release()
+    assert request_.count == 1
+
+
+def test_who_is_preempted_may_leave_before_its_commands_have_ended() -> None:
+    """As a host does that is fenced and dies: the one who fences it must not wait for ever."""
+    volume = MemoryVolume()
+    first, second = two_sessions(volume)
+    second.command(cdbs.write(0, 1), write=BLOCK, data=bytes(BLOCK))
+    request_ = Answered()
+    first.registry.abort_tasks(0, nexus_of(second), request_)
+    second.connection.close()
     assert request_.count == 0
     volume.release()
     assert request_.count == 1
