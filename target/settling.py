@@ -92,6 +92,6 @@ def when_room(group: ConsistencyGroup, done: Done) -> None:
     wait_until(
         group,
         lambda: group.journal.fits(4, 0) and not group.write_path.holding and not group.mirrors.discarding,
-        group.background.make_space,
+        lambda: group.make_room(group.journal.needed_bytes(4, 0)),
         done,
     )
