@@ -7,13 +7,14 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from scripts.vmlab.failure import LabError, run
 from scripts.vmlab.image import PROJECT, build_root, cached_root
 from scripts.vmlab.kernel import Kernel, build_kernel, cached_kernel, newest_kernel
-from scripts.vmlab.layout import CONTROL_GUEST, CONTROL_INTERFACE, Network, machines
+from scripts.vmlab.layout import CONTROL_GUEST, CONTROL_INTERFACE, MACHINES_MAX, Network, machines
 from scripts.vmlab.machine import Hardware, VirtualMachine
 from scripts.vmlab.repository import Repository
 from scripts.vmlab.wires import Wires
@@ -123,9 +124,9 @@ class Lab:
         for machine in chosen:
             machine.wait_for_ssh(BOOT_SECONDS_MAX)
         if choices.configure:
-            for machine in chosen:
-                if started[machine.name]:
-                    self._configure(machine)
+            new = [machine for machine in chosen if started[machine.name]]
+            with ThreadPoolExecutor(MACHINES_MAX) as each:  # at once: they wait for themselves alone
+                list(each.map(self._configure, new))
         return started
 
     def sync(self) -> None:
