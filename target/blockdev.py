@@ -26,8 +26,6 @@ _MADV_POPULATE_READ = 22  # asm-generic/mman-common.h, since Linux 5.14
 _IOV_MAX = 1024
 _VIEW_BYTES_MIN = 32 << 10
 """Shorter views are copies: mapping a page costs as much as copying some."""
-_VIEWS_BYTES_MAX = 16 << 20
-"""So much of the device counts as our memory at the most."""
 
 
 class BlockDevice(Protocol):
@@ -91,7 +89,7 @@ class FileDevice:
         self.size_bytes = self._look_at_size()
         self._nowait_flag = os.RWF_NOWAIT
         self._map: mmap.mmap | None = None
-        self._viewed_bytes = 0
+        self._viewed = False
 
     def fileno(self) -> int:
         return self._fd
@@ -138,9 +136,7 @@ class FileDevice:
         try:
             if self._map is None or len(self._map) < offset + length:
                 self._map = mmap.mmap(self._fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
-            if self._viewed_bytes + length > _VIEWS_BYTES_MAX:
-                self.drop_views()  # older ones are good still, and come back a page at a time
-            self._viewed_bytes += length
+            self._viewed = True
             # All pages in one call: at each that is missing a file system begins its write anew. Measured:
             # without this, a map costs what copying does.
             start = offset & -mmap.PAGESIZE
@@ -150,9 +146,9 @@ class FileDevice:
         return memoryview(self._map)[offset : offset + length]
 
     def drop_views(self) -> None:
-        if self._map is not None:
+        if self._map is not None and self._viewed:
             self._map.madvise(mmap.MADV_DONTNEED)  # it stays in the page cache, and is ours no more
-            self._viewed_bytes = 0
+            self._viewed = False
 
     def will_need(self, offset: int, length: int) -> None:
         with contextlib.suppress(OSError):

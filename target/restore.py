@@ -12,9 +12,10 @@ and a stretch ends exactly at `limit` (I2); doing it again changes nothing (I5).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Protocol
 
 from target.blockdev import BlockDevice
 from target.errors import IntegrityError
@@ -41,8 +42,17 @@ _PACK_SHIFT = 32
 _PACK_MASK = (1 << _PACK_SHIFT) - 1
 _PORTION_SHIFT = 12
 
-_Data = Callable[[int, int], Buffer]
-"""(position, length) -> the data that lie there."""
+_RUN_BYTES_MAX = 8 << 20
+
+
+class _Source(Protocol):
+    """Where the data lie: a journal, or packs that were read from it."""
+
+    def view(self, length: int, offset: int) -> Buffer:
+        """What is at a position; good until `drop_views`."""
+
+    def drop_views(self) -> None:
+        """What was viewed is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +136,13 @@ def apply(generation: Generation, journal: BlockDevice, volumes: Mapping[int, Bl
     needs to be decoded, and nothing is read that was overwritten since. Measured: half of what reading the
     stretch back and checking it again costs. Raises OSError when a device fails.
     """
-    written = 0
-
-    def data(position: int, length: int) -> Buffer:
-        return journal.view(length, position)
-
     try:
-        for number, granules in generation.granules.items():
-            written += _write_granules(volumes[number], granules, data)
+        return sum(
+            _write_granules(volumes[number], granules, journal)
+            for number, granules in generation.granules.items()
+        )
     finally:
         journal.drop_views()
-    return written
 
 
 def _take(
@@ -229,9 +235,13 @@ class _Batch:
             records = self._records[volume] = []
         records.append((offset, length, position))
 
-    def _data(self, position: int, length: int) -> memoryview:
-        start = position & _PACK_MASK
-        return self._packs[position >> _PACK_SHIFT][start : start + length]
+    def view(self, length: int, offset: int) -> memoryview:
+        """As of a device, with positions of this batch."""
+        start = offset & _PACK_MASK
+        return self._packs[offset >> _PACK_SHIFT][start : start + length]
+
+    def drop_views(self) -> None:
+        """They are parts of the packs."""
 
     def write(self) -> int:
         """Write what is collected and begin anew; returns the bytes written."""
@@ -240,12 +250,12 @@ class _Batch:
             device = self._volumes[number]
             newest = _newest(records)
             if newest is not None:
-                written += _write_records(device, newest, self._data)
+                written += _write_records(device, newest, self)
                 continue
             generation = Generation()
             for offset, length, position in records:
                 generation.put(number, offset, length, position)
-            written += _write_granules(device, generation.granules[number], self._data)
+            written += _write_granules(device, generation.granules[number], self)
         self._records.clear()
         self._packs.clear()
         self.held_bytes = 0
@@ -275,7 +285,7 @@ def _newest(records: list[_Record]) -> list[_Record] | None:
     return newest
 
 
-def _write_records(device: BlockDevice, records: list[_Record], data: _Data) -> int:
+def _write_records(device: BlockDevice, records: list[_Record], source: _Source) -> int:
     """Write ascending records that do not overlap, neighbours with one call."""
     written = 0
     run: list[Buffer] = []
@@ -294,7 +304,7 @@ def _write_records(device: BlockDevice, records: list[_Record], data: _Data) -> 
                 written += run_end - run_offset
                 run = []
             run_offset = offset
-        run.append(data(position, length))
+        run.append(source.view(length, position))
         run_end = offset + length
     if run:
         device.pwritev(run, run_offset)
@@ -304,7 +314,7 @@ def _write_records(device: BlockDevice, records: list[_Record], data: _Data) -> 
     return written
 
 
-def _write_granules(device: BlockDevice, granules: Granules, data: _Data) -> int:
+def _write_granules(device: BlockDevice, granules: Granules, source: _Source) -> int:
     """Write the newest content of every granule, ascending, neighbours with one call; parts of granules
     last.
     """
@@ -313,8 +323,10 @@ def _write_granules(device: BlockDevice, granules: Granules, data: _Data) -> int
     run_offset = run_end = 0
     parts: list[tuple[int, Partial]] = []
     for offset, length, value in _pieces(granules, parts):
-        if run and (offset != run_end or len(run) >= _IOVECS_MAX or value == ZERO):
+        full = len(run) >= _IOVECS_MAX or run_end - run_offset >= _RUN_BYTES_MAX
+        if run and (full or offset != run_end or value == ZERO):
             device.pwritev(run, run_offset)
+            source.drop_views()
             written += run_end - run_offset
             run = []
         if value == ZERO:
@@ -322,7 +334,7 @@ def _write_granules(device: BlockDevice, granules: Granules, data: _Data) -> int
             continue
         if not run:
             run_offset = offset
-        run.append(data(value, length))
+        run.append(source.view(length, value))
         run_end = offset + length
     if run:
         device.pwritev(run, run_offset)
@@ -331,7 +343,8 @@ def _write_granules(device: BlockDevice, granules: Granules, data: _Data) -> int
         for part in fragments:
             length = part.stop - part.start
             device.pwritev(
-                [bytes(length) if part.position == ZERO else data(part.position, length)], offset + part.start
+                [bytes(length) if part.position == ZERO else source.view(length, part.position)],
+                offset + part.start,
             )
             written += length
     return written

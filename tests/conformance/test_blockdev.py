@@ -254,14 +254,14 @@ def test_a_view_of_pages_that_are_gone_fails_and_does_not_end_the_process(tmp_pa
         device.view(SIZE, 0)
 
 
-def test_views_do_not_make_the_whole_device_our_memory(tmp_path: Path) -> None:
+def test_views_that_were_dropped_are_our_memory_no_more(tmp_path: Path) -> None:
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
     device = FileDevice(tmp_path / "journal", create_bytes=128 << 20)
     before = resident_bytes()
     views = [device.view(1 << 20, offset << 20) for offset in range(128)]
-    assert (8 << 20) < resident_bytes() - before < (64 << 20)
+    assert resident_bytes() - before > (120 << 20)
     device.drop_views()
     assert resident_bytes() - before < (8 << 20)
     assert bytes(views[0]) == bytes(1 << 20)
