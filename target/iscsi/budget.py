@@ -49,3 +49,7 @@ class MemoryBudget:
     def wait(self, call: Callable[[], None]) -> None:
         """Call once when something was given back."""
         self._waiting.append(call)
+
+    def withdraw(self, call: Callable[[], None]) -> None:
+        """Who waits with this call is gone, and must not be kept by it."""
+        self._waiting.remove(call)

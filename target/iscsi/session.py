@@ -397,10 +397,10 @@ class TargetSession:
             data_sn = send_data_in(self, task, result.data_in, sent, flags, residual, good)
             if good and sent:
                 return
+        elif result.data_out_length is not None:  # none come with a command that does not say that it writes
+            flags, residual = residual_of(expected if task.is_write else 0, result.data_out_length)
         elif not task.is_write:
             flags, residual = residual_of(expected, 0)
-        elif result.data_out_length is not None:
-            flags, residual = residual_of(expected, result.data_out_length)
         segment = b"" if result.sense is None else sense_segment(self, task, result.sense)
         send_response(self, task, result.status, flags, residual, segment, data_sn)
 

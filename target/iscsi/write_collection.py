@@ -140,5 +140,8 @@ class WriteCollection:
 
     def clear(self) -> None:
         self._waiting.clear()
+        if self._waits_for_budget:
+            self._waits_for_budget = False
+            self._budget.withdraw(self._budget_is_free)
         self._budget.give(self._taken_bytes)
         self._taken_bytes = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from target.iscsi.budget import SHARE_BYTES, MemoryBudget
@@ -45,6 +48,20 @@ def test_who_waits_is_served_in_order_and_is_not_overtaken() -> None:
     for _ in range(4):
         budget.give(4 * MIB)
     assert served == ["a", "b", "c", "d", "e", "f"]
+
+
+def test_a_session_that_ends_while_it_waits_leaves_nothing_behind() -> None:
+    """Who comes and goes while others hold everything must not fill the memory with what it was."""
+    holder, waits = sessions(2, 4 * MIB, MemoryVolume(8 * MIB))
+    for wire in (holder, waits):
+        wire.command(cdbs.write(0, 4 * MIB // BLOCK), write=4 * MIB)
+    assert isinstance(holder.take()[0].pdu, R2T)
+    assert waits.take() == []
+    gone = weakref.ref(waits.connection.session)
+    waits.connection.close()
+    del waits, wire
+    gc.collect()
+    assert gone() is None
 
 
 def sessions(count: int, limit_bytes: int, volume: MemoryVolume) -> list[Wire]:

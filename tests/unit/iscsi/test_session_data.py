@@ -102,6 +102,19 @@ def test_residuals_of_a_read(expected: int, flags: int, residual: int, sent: int
     assert len(received.data) == sent
 
 
+@pytest.mark.parametrize("read", [0, BLOCK])
+def test_a_write_that_does_not_say_so_is_told_that_nothing_came(read: int) -> None:
+    """GOOD alone would mean that the blocks were written."""
+    volume = MemoryVolume()
+    wire = Wire([node(volume)])
+    wire.login()
+    wire.command(cdbs.write(0, 8), read=read)
+    pdu = wire.take_one().pdu
+    assert isinstance(pdu, ScsiResponse)
+    assert (pdu.flags, pdu.residual_count) == (FINAL | ScsiResponse.OVERFLOW, 8 * BLOCK)
+    assert "write" not in volume.names()
+
+
 def test_a_failure_carries_its_sense() -> None:
     wire = Wire([node()])
     wire.login()
