@@ -37,6 +37,7 @@ class Actions:
             "kill_target": self._kill_target,
             "kill_agent": self._kill_agent,
             "power": self._power,
+            "power_in_commit": self._power_in_commit,
             "cut_management": self._cut_management,
             "cut_one_way": self._cut_one_way,
             "join_management": self._join_management,
@@ -68,7 +69,7 @@ class Actions:
 
     def _disturbs(self, step: Step) -> bool:
         """Whether there is something that this fault can change."""
-        if step.kind in ("kill_target", "power"):
+        if step.kind in ("kill_target", "power", "power_in_commit"):
             return self._machine(step.args[0]).target.alive
         if step.kind in ("kill_agent", "old_agent"):
             return self._machine(step.args[0]).agent.alive
@@ -130,12 +131,18 @@ class Actions:
     def _power(self, name: str, after: int) -> None:
         self._crash(self._machine(name), after, power=True)
 
+    def _power_in_commit(self, name: str, pages: int) -> None:
+        self._machine(name).crash_in_commit(pages)
+        self._crash_at_last(self._machine(name))
+
     def _crash(self, machine: SimMachine, after: int, *, power: bool) -> None:
         machine.crash_after(after, power=power)
         if after == 0:
             machine.crash_now()
-            return
+        else:
+            self._crash_at_last(machine)
 
+    def _crash_at_last(self, machine: SimMachine) -> None:
         def at_last() -> None:
             if machine.crash_pending:
                 machine.crash_now()

@@ -76,6 +76,7 @@ FAULT_KINDS = frozenset(
         "kill_target",
         "kill_agent",
         "power",
+        "power_in_commit",
         "cut_management",
         "cut_one_way",
         "cut_san",
@@ -122,6 +123,7 @@ def plan_for(seed: int) -> Plan:
     _operators(rng, steps, duration, rng.randrange(4, 16), len(groups))
     if rng.random() < 0.35:
         _growth(rng, steps, duration, groups)
+    _in_commits(random.Random(f"commits {seed}"), steps)
     steps.sort(key=lambda step: step.time)
     return Plan(
         seed=seed,
@@ -268,6 +270,16 @@ def _operators(rng: random.Random, steps: list[Step], duration: float, count: in
         elif op in ("pair.split", "verify", "pair.delete") and rng.random() < 0.8:
             site = SERVING
         steps.append(Step(time, "ask", (group, site, op, params)))
+
+
+def _in_commits(rng: random.Random, steps: list[Step]) -> None:
+    """Power is lost while bitmaps are written: what they say must not be durable before what it rests on."""
+    for step in list(steps):
+        if step.kind == "ask" and step.args[2] in ("pair.create", "pair.resync") and rng.random() < 0.5:
+            site = "a" if step.args[1] == SERVING else step.args[1]
+            time = step.time + rng.uniform(0.0, 0.05)
+            steps.append(Step(time, "power_in_commit", (site, rng.randrange(20))))
+            steps.append(Step(time + rng.uniform(1.0, 3.0), "start", (site,)))
 
 
 def _growth(rng: random.Random, steps: list[Step], duration: float, groups: tuple[GroupPlan, ...]) -> None:

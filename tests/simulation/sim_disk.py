@@ -178,16 +178,18 @@ class SimDisk:
         pass
 
     def power_off(self, rng: random.Random) -> None:
-        """The machine stops: of the unflushed writes, any sectors survive, in any order."""
+        """The machine stops: of the unflushed writes, any survive, whole or any sectors, in any order."""
+        style = rng.random()
+        writes = self._unflushed if style >= 0.25 else []
+        if 0.25 <= style < 0.5:
+            keep = rng.random()
+            writes = [write for write in writes if rng.random() < keep]
         survivors = [
             (offset + start, data[start : start + ATOMIC_BYTES])
-            for offset, data in self._unflushed
+            for offset, data in writes
             for start in range(0, len(data), ATOMIC_BYTES)
         ]
-        style = rng.random()
-        if style < 0.25:
-            survivors = []
-        elif style < 0.9:
+        if 0.5 <= style < 0.9:
             keep = rng.random()
             survivors = [sector for sector in survivors if rng.random() < keep]
         if self.size_bytes != self.durable_size_bytes and rng.random() < 0.5:

@@ -27,6 +27,8 @@ class SimMachine:
         self.slowness = 1.0
         self._crash_countdown: int | None = None
         self._crash_power = False
+        self._bitmap_pages_left: int | None = None
+        """Power is lost soon after so many more pages of bitmaps were written, before they are flushed."""
         self.lost_power = False
         self.target = SimTarget(world, self)
         self.agent = SimAgent(world, self, state_dir)
@@ -60,7 +62,7 @@ class SimMachine:
 
     def power_off(self) -> None:
         """The machine stops; unflushed writes may or may not have reached the disks."""
-        self._crash_countdown = None
+        self._crash_countdown = self._bitmap_pages_left = None
         if self.target.alive:
             self.target.kill()
         self.agent.kill()
@@ -74,9 +76,21 @@ class SimMachine:
         """Stop in front of the disk operation with this number, counted from now."""
         self._crash_countdown, self._crash_power = operations, power
 
+    def crash_in_commit(self, pages: int) -> None:
+        """Lose power where a bitmap is written, after so many pages more."""
+        self._bitmap_pages_left, self._crash_power = pages, True
+
+    def bitmap_written(self) -> None:
+        """A page of a bitmap is about to be written."""
+        if self._bitmap_pages_left is not None:
+            self._bitmap_pages_left -= 1
+            if self._bitmap_pages_left < 0:
+                self._bitmap_pages_left = None
+                self.crash_after(self.world.clock.random.randrange(3), power=True)
+
     def crash_now(self) -> None:
         """The countdown ended, or was waited for long enough."""
-        self._crash_countdown = None
+        self._crash_countdown = self._bitmap_pages_left = None
         self.target.alive = True  # it may have died while it started
         if self._crash_power:
             self.power_off()
@@ -85,7 +99,7 @@ class SimMachine:
 
     @property
     def crash_pending(self) -> bool:
-        return self._crash_countdown is not None
+        return self._crash_countdown is not None or self._bitmap_pages_left is not None
 
     def disk_operation(self) -> None:
         """Something is about to be written or flushed: perhaps it is the last thing that does not happen."""

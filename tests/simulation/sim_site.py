@@ -50,6 +50,7 @@ class SimSite:
         self.throttle = False
         self.group_id = world.clock.random.randbytes(16)
         superblock = format_journal(self.journal_disk, self.group_id, shapes, RING_BYTES_MIN)
+        self._ring_offset = superblock.ring_offset
         self.volume_names = {volume.id: volume.name for volume in superblock.volumes}
         self.journal_disk.fill()
         self.node: Node = world.history.root(self.group_id, self.name)
@@ -199,7 +200,12 @@ class SimSite:
             disk.cold_chance = lambda: self.world.cold_chance > self.world.clock.random.random()
             disk.on_write = partial(self._volume_written, name)
         self.journal_disk.on_operation = self.machine.disk_operation
+        self.journal_disk.on_write = self._journal_written
         self.journal_disk.on_flush = journal_flushed
+
+    def _journal_written(self, offset: int, data: bytes) -> None:
+        if COPIES * SUPERBLOCK_BYTES <= offset < self._ring_offset:
+            self.machine.bitmap_written()
 
     def _volume_written(self, name: str, offset: int, data: bytes) -> None:
         self.changes += 1

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
-from target import background
+from target import background, base_copy
 from target.journal import scan
 from tests.simulation.hosts import HostRequest
 from tests.simulation.links import Paths
@@ -59,6 +59,9 @@ class World:
         self._small = contextlib.ExitStack()
         self._small.enter_context(patch.object(scan, "_WINDOW_BYTES", 64 << 10))
         self._small.enter_context(patch.object(background, "ARENA_BYTES", 256 << 10))
+        # The volumes are small too: a copy takes several commits all the same, and can be cut short in each.
+        self._small.enter_context(patch.object(base_copy, "_STEP_BYTES", 128 << 10))
+        self._small.enter_context(patch.object(base_copy, "_UNDURABLE_BYTES_MAX", 192 << 10))
         self._log = _Mistakes(self)
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(self._log)
