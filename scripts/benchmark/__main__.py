@@ -45,7 +45,7 @@ from scripts.benchmark.load import (
     payload,
     run_until,
 )
-from scripts.benchmark.report import RowResult, as_data, as_table
+from scripts.benchmark.report import RowResult, as_data, as_table, resident
 from scripts.benchmark.session import BenchmarkError, Session
 from scripts.benchmark.targets import Embedded, TargetProcess, Tgt, busy_seconds
 
@@ -65,6 +65,8 @@ FURTHER_ROWS = (
     Row(Kind.WRITE_AND_FLUSH, 4096, sequential=False, outstanding=32),
     Row(Kind.READ, 4096, sequential=False, outstanding=32, sessions=4),
     Row(Kind.WRITE, 4096, sequential=False, outstanding=32, sessions=4),
+    Row(Kind.MIXED, 4096, sequential=False, outstanding=32, sessions=4),
+    Row(Kind.MIXED, 65536, sequential=False, outstanding=256, sessions=8),
 )
 
 
@@ -103,7 +105,7 @@ def measure_row(target: TargetProcess, row: Row, plan: Plan) -> Measurement:
     for session in sessions:
         session.wait_ready(target.lun)
     streams = [Stream(session, target.lun, row, VOLUME_BYTES, seed) for seed, session in enumerate(sessions)]
-    result = measure(streams, plan.warm_seconds, plan.seconds, target.cpu_seconds)
+    result = measure(streams, plan.warm_seconds, plan.seconds, target.cpu_seconds, target.resident_bytes)
     for session in sessions:
         session.close()
     target.settle()
@@ -228,10 +230,10 @@ def main(arguments: Sequence[str]) -> int:
         except BenchmarkError as error:
             console.print(f"The benchmark could not go on: {error}", markup=False)
             return 1
-        resident_bytes = {target.name: target.resident_bytes() for target in (tgt, embedded)}
     console.print(as_table(results))
+    resident_bytes = resident(results)
     console.print(
-        "Resident memory at the end: "
+        "Resident memory under load, the most: "
         + ", ".join(f"{name} {count >> 20} MiB" for name, count in resident_bytes.items())
     )
     warn(other_work, console)

@@ -27,9 +27,10 @@ _NOP_IN, _SCSI_RESPONSE, _DATA_IN, _R2T = 0x20, 0x21, 0x25, 0x31
 _IMMEDIATE, _FINAL, _READ, _WRITE, _SIMPLE = 0x40, 0x80, 0x40, 0x20, 0x01
 _STATUS_IN_DATA_IN, _RESIDUAL = 0x01, 0x1E
 _READ_10, _WRITE_10, _SYNCHRONIZE_CACHE_10 = 0x28, 0x2A, 0x35
-_FLUSH_CDB_START = bytes([_SYNCHRONIZE_CACHE_10, 0])
+_CDB_START = {code: bytes([code, 0]) for code in (_READ_10, _WRITE_10, _SYNCHRONIZE_CACHE_10)}
 _NO_TAG = 0xFFFFFFFF
 _RECEIVE_BYTES = 1 << 20
+_MIXED_READS, _MIXED_WRITES = 70, 30
 
 _COMMAND = struct.Struct(">BBxx I 8s II II B x I x H x 6x")  # the CDB: opcode, lba, number of blocks
 _PATCH = struct.Struct(">II 2s I")  # from byte 24: CmdSN, ExpStatSN, opcode and flags of the CDB, lba
@@ -46,6 +47,9 @@ class Kind(Enum):
     READ = "read"
     WRITE = "write"
     WRITE_AND_FLUSH = "write-flush"
+    """A write; behind as many of them as are outstanding, the slot that ended the last one sends a flush."""
+    MIXED = "mixed"
+    """70 reads and 30 writes of each hundred, shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,23 @@ class Row:
         return f"{self.kind.value}-{self.size_bytes >> 10}k-{order}-{self.outstanding}{sessions}"
 
 
+_OPERATIONS = {
+    Kind.READ: (_READ_10,),
+    Kind.WRITE: (_WRITE_10,),
+    Kind.WRITE_AND_FLUSH: (_WRITE_10,),
+    Kind.MIXED: (_READ_10, _WRITE_10),
+}
+
+
+def _operations(kind: Kind, seed: int) -> Iterator[int]:
+    """What one command after the other does."""
+    if kind is not Kind.MIXED:
+        return itertools.repeat(_OPERATIONS[kind][0])
+    hundred = [_READ_10] * _MIXED_READS + [_WRITE_10] * _MIXED_WRITES
+    random.Random(seed).shuffle(hundred)
+    return itertools.cycle(hundred)
+
+
 class Stream:
     """One session under load. `turn` blocks for answers, counts them and sends what takes their place."""
 
@@ -75,15 +96,20 @@ class Stream:
         self.stopping = False
         self.session = session
         self._lun = bytes([lun >> 8, lun & 0xFF]) + bytes(6)
-        self._reads = row.kind is Kind.READ
-        self._cdb_start = bytes([_READ_10 if self._reads else _WRITE_10, 0])
         self._size_bytes = row.size_bytes
         self._data = memoryview(payload(row.size_bytes))
         self._lbas = _addresses(row, volume_bytes, seed)
         tags = range(row.outstanding // row.sessions)
-        self._works = [self._work_image(tag) for tag in tags]
+        self._works: dict[int, list[bytearray]] = {
+            operation: [self._work_image(operation, tag) for tag in tags]
+            for operation in _OPERATIONS[row.kind]
+        }
+        self._operations = _operations(row.kind, seed)
         self._flushes = [self._flush_image(tag) for tag in tags] if row.kind is Kind.WRITE_AND_FLUSH else None
-        self._flushing = [False for _ in tags]
+        self._flush_every = len(tags)
+        self._unflushed = 0
+        self._doing = [0 for _ in tags]  # each slot's operation
+        self._reads_completed = 0
         self._held: list[int] = []  # slots that wait for the command window
         self._view = memoryview(bytearray(_RECEIVE_BYTES))
         self._kept = 0  # bytes of an incomplete header, at the start of the buffer
@@ -93,11 +119,11 @@ class Stream:
 
     def start(self) -> None:
         """Send the first command of every slot."""
-        self._issue(list(range(len(self._works))))
+        self._issue(list(range(len(self._doing))))
 
     def check(self) -> None:
         """When nothing is in flight: every byte that was asked for has come."""
-        wanted = self.completed * self._size_bytes if self._reads else 0
+        wanted = self._reads_completed * self._size_bytes
         if self._data_in_bytes != wanted or self._skip:
             raise BenchmarkError(f"{self._data_in_bytes} bytes were read where {wanted} were asked for")
 
@@ -159,16 +185,14 @@ class Stream:
     def _answered(self, tags: list[int]) -> list[int]:
         """Count what is complete; the slots that have something to send now."""
         self.in_flight -= len(tags)
-        if self._flushes is None:
-            self.completed += len(tags)
-            return [] if self.stopping else tags
-        ready = []
+        flushed = 0
         for tag in tags:
-            self._flushing[tag] = not self._flushing[tag]
-            self.completed += not self._flushing[tag]
-            if self._flushing[tag] or not self.stopping:
-                ready.append(tag)
-        return ready
+            self._reads_completed += self._doing[tag] == _READ_10
+            flushed += self._doing[tag] == _SYNCHRONIZE_CACHE_10
+        self.completed += len(tags) - flushed
+        if self._flushes is not None:
+            self._unflushed += len(tags) - flushed
+        return [] if self.stopping else tags
 
     def _issue(self, tags: list[int]) -> None:
         """Send each slot's next command, as many as the command window takes (RFC 7143, 4.2.2.1)."""
@@ -179,12 +203,14 @@ class Stream:
         self._held = tags[window:]
         images = []
         for tag in tags[:window]:
-            if self._flushes is not None and self._flushing[tag]:
-                image = self._flushes[tag]
-                _PATCH.pack_into(image, 24, cmd_sn, exp_stat_sn, _FLUSH_CDB_START, 0)
+            if self._flushes is not None and self._unflushed >= self._flush_every:
+                self._unflushed -= self._flush_every
+                operation, image, lba = _SYNCHRONIZE_CACHE_10, self._flushes[tag], 0
             else:
-                image = self._works[tag]
-                _PATCH.pack_into(image, 24, cmd_sn, exp_stat_sn, self._cdb_start, next(self._lbas))
+                operation = next(self._operations)
+                image, lba = self._works[operation][tag], next(self._lbas)
+            self._doing[tag] = operation
+            _PATCH.pack_into(image, 24, cmd_sn, exp_stat_sn, _CDB_START[operation], lba)
             cmd_sn += 1
             images.append(image)
         session.cmd_sn = cmd_sn
@@ -197,11 +223,11 @@ class Stream:
         if sent != sum(map(len, parts)):
             self.session.socket.sendall(memoryview(b"".join(parts))[sent:])
 
-    def _work_image(self, tag: int) -> bytearray:
+    def _work_image(self, operation: int, tag: int) -> bytearray:
         """The read or write command of a slot, with all the data that may be sent without being asked for."""
         size = self._size_bytes
         blocks = size // SECTOR_BYTES
-        if self._reads:
+        if operation == _READ_10:
             flags = _FINAL | _READ | _SIMPLE
             return bytearray(
                 _COMMAND.pack(_SCSI_COMMAND, flags, 0, self._lun, tag, size, 0, 0, _READ_10, 0, blocks)
@@ -302,6 +328,7 @@ class Measurement:
     seconds: float
     client_cpu_seconds: float
     target_cpu_seconds: float
+    target_resident_bytes: int = 0
 
     @property
     def rate(self) -> float:
@@ -310,9 +337,13 @@ class Measurement:
 
 
 def measure(
-    streams: Sequence[Stream], warm_seconds: float, seconds: float, target_cpu: Callable[[], float]
+    streams: Sequence[Stream],
+    warm_seconds: float,
+    seconds: float,
+    target_cpu: Callable[[], float],
+    target_resident: Callable[[], int] = int,
 ) -> Measurement:
-    """Start the streams, let them run warm, and measure them while they run on."""
+    """Start the streams, let them run warm, and measure them while they run on; memory at the end of that."""
 
     def until(end: float) -> Callable[[], bool]:
         return lambda: time.monotonic() >= end
@@ -329,6 +360,7 @@ def measure(
         end - start,
         time.process_time() - client,
         target_cpu() - target,
+        target_resident(),
     )
     drain(streams)
     return result

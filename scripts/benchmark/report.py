@@ -36,12 +36,17 @@ class RowResult:
 
     @property
     def goal(self) -> float | None:
-        """The least ratio that this row is meant to reach; None where nothing was promised."""
-        if self.row.sessions > 1 or self.row.kind is Kind.WRITE_AND_FLUSH:
-            return None
-        if self.row.outstanding == 32:
+        """The ratio that is wanted of this row; None where nothing is."""
+        row = self.row
+        if row.outstanding == 1:
+            return 1.0 if row.size_bytes == 4096 and row.kind in (Kind.READ, Kind.WRITE) else None
+        if row.kind is Kind.WRITE_AND_FLUSH:
             return 1.5
-        return 0.7 if self.row.size_bytes == 4096 else None
+        if row.kind is Kind.MIXED:
+            return 2.0 if row.size_bytes == 4096 else None
+        if row.sessions > 1:
+            return None
+        return 2.5 if row.kind is Kind.READ and row.size_bytes == 4096 else 2.0
 
     @property
     def client_limited(self) -> bool:
@@ -65,6 +70,14 @@ def _summary(measurements: Sequence[Measurement]) -> Numbers:
         ),
         "target_cpu_share": median(one.target_cpu_seconds / one.seconds for one in measurements),
         "client_cpu_share": median(one.client_cpu_seconds / one.seconds for one in measurements),
+    }
+
+
+def resident(results: Sequence[RowResult]) -> dict[str, int]:
+    """The most memory that each target held at the end of a measurement, still under load."""
+    return {
+        "tgt": max(one.target_resident_bytes for result in results for one in result.tgt),
+        "embedded": max(one.target_resident_bytes for result in results for one in result.embedded),
     }
 
 
