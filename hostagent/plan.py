@@ -244,6 +244,18 @@ def _refusal(
             f"the pair is split: what {mine.primary!r} wrote since then is not here. "
             f"Resync first (pair resync {mine.name} at {mine.primary}), or use --force"
         )
+    if primary is not None and mine.epochs:
+        known = {(epoch.epoch, epoch.reign) for epoch in primary.epochs}
+        if (mine.epoch, mine.reign) not in known:
+            return (
+                f"this site has an epoch {mine.epoch} of its own, from a takeover that broke off: "
+                f"pair resync {mine.name} at {mine.primary} first, or use --force"
+            )
+    if mine.fetch is not None and mine.fetch.state == "lost":
+        return (
+            f"the journal of {mine.primary!r} does not continue what is here ({mine.fetch.reason}): "
+            f"pair resync {mine.name} there first, or use --force"
+        )
     if mine.superseded:
         return f"this site was superseded: pair resync {mine.name} at the new primary first"
     return None

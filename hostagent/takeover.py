@@ -83,7 +83,10 @@ class TakeoverFlows:
         if plan.mode == "planned":
             try:
                 yield Wait(
-                    lambda: group.state is not None and group.state.restored >= received,
+                    lambda: (
+                        group.state is not None
+                        and (group.state.restored >= received or self._cannot_fetch(group.state))
+                    ),
                     f"restoring everything up to record {received}",
                     CATCH_UP_SECONDS,
                 )
@@ -114,6 +117,10 @@ class TakeoverFlows:
             if plan.mode == "planned":
                 raise
             return {}
+
+    def _cannot_fetch(self, state: GroupState) -> bool:
+        """What the old primary has is not the continuation of what is here: nothing more will come."""
+        return state.fetch is not None and state.fetch.state == "lost"
 
     def _check_end(self, group: Group, primary: str, sequence: int, digest: str | None) -> Flow:
         """What we have up to the old primary's last record is what it has.

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from hostagent.plan import Fork, TakeoverPlan, diverged, fork_point, plan_takeover, supersedes
-from target.control.messages import EpochState, GroupState, MarkerState
+from target.control.messages import EpochState, FetchStatus, GroupState, MarkerState
 from target.errors import ConflictError
 
 GROUP_ID = "00112233445566778899aabbccddeeff"
@@ -278,6 +278,26 @@ def test_a_planned_takeover_loses_nothing() -> None:
     assert made.old_primary_reachable
     assert made.old_primary_fenced
     assert "a follows b at once" in made.way_back
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"epoch": 2, "reign": 20, "epochs": [FIRST, epoch(2, 20, (1, 10), 80)]}, "an epoch 2 of its own"),
+        ({"fetch": FetchStatus("lost", "the chain does not fit", 0)}, "the chain does not fit"),
+    ],
+    ids=["a takeover broke off", "another history"],
+)
+def test_nobody_waits_for_a_journal_that_does_not_continue_what_is_here(
+    changes: dict[str, object], reason: str
+) -> None:
+    """The hosts of the old primary would wait with it, and the pair would be shown as PAIR meanwhile."""
+    mine = msgspec.structs.replace(SECONDARY, **changes)
+    refused = plan(mine, PRIMARY).refused
+    assert refused is not None
+    assert reason in refused
+    assert "pair resync group1" in refused
+    assert plan(mine, PRIMARY, force=True).refused is None
 
 
 def test_without_the_primary_a_takeover_needs_force() -> None:
