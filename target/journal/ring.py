@@ -66,8 +66,8 @@ class Journal:
     """One journal volume. Attributes are for reading; only the methods change them.
 
     `head` is behind the last appended pack, `durable` behind the last durable one, `free_tail_lsn` where the
-    ring may be overwritten from: the tail that both copies of the superblock allow. `filled_bytes` is how much
-    of a new ring was written out already (`journal.format`); what lies behind is not used before.
+    ring may be overwritten from: the tail that both copies of the superblock allow. `filled_bytes` is how
+    much of a new ring was written out already (`journal.format`); what lies behind is not used before.
     """
 
     def __init__(self, device: BlockDevice, superblock: Superblock, head: Position, index: PackIndex) -> None:

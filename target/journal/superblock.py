@@ -1,7 +1,8 @@
 """The superblock of a journal volume, version 1. Pure: bytes in, values out.
 
 Two copies, 16 KiB each, at offsets 0 and 16384; a new one goes over the older, so that one good copy always
-stands. What is more than progress (`Superblock.history`) is written to both before it counts. All numbers are little-endian. A text is UTF-8, filled with zeros.
+stands. What is more than progress (`Superblock.history`) is written to both before it counts. All numbers are
+little-endian. A text is UTF-8, filled with zeros.
 
 ======  ====  ==============================================================================================
 offset  size  field

@@ -62,8 +62,8 @@ def mirror(name: str, state: str, **changes: Any) -> MirrorStatus:
 def group_state(role: str, primary: str, *mirrors: MirrorStatus, **changes: Any) -> GroupState:
     state = GroupState(
         name="group1", group_id="00", role=role, access="serve", reason="", primary=primary, promised=False,
-        superseded=False, consistent=True, epoch=1, reign=1, epochs=[], latest=9, durable=9, durable_lsn=0, durable_digest="",
-        changing="",
+        superseded=False, consistent=True, epoch=1, reign=1, epochs=[], latest=9, durable=9, durable_lsn=0,
+        durable_digest="", changing="",
         tail=0, restored=9, verified=0, verified_extents=0, mismatches=[],
         restored_marker=MarkerState(0, 0, "", ""), journal_used_percent=0, journal_filled_percent=100,
         volumes=[], mirrors=list(mirrors), fetch=None, verify=None,
