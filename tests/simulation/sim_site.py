@@ -218,6 +218,12 @@ class SimSite:
         journal = self.target.group.journal
         self.changes += 1
         self._find_refused(journal)
+        if journal.head.digest == NO_DIGEST:
+            # A history of its own may have begun durably, in a commit of which nobody heard the end.
+            begin = self.node
+            while begin.parent is not None:
+                begin = begin.parent
+            self.world.history.name_root(journal.superblock.group_id, begin)
         head = self.world.history.find(journal.head.digest, journal.superblock.group_id)
         if head is None or head.last != journal.head.sequence:
             raise Violation(f"{self.name} recovered to {journal.head}, which nobody ever wrote")
