@@ -112,8 +112,14 @@ class Machine:
         self.scheduler.run_until(lambda: answer.ended)
 
     def settle(self) -> None:
-        """Until all is applied, a checkpoint is made and the ring is free."""
+        """Until all is applied, a checkpoint is made and the ring is free. A secondary's primary has heard of
+        all it received.
+        """
         journal = self.group.journal
+        if self.group.background.following:
+            self.scheduler.run_until(lambda: journal.durable.lsn == journal.head.lsn)
+            self.group.mirrors.primary_knows = journal.head.sequence
+            self.group.mirrors.move_tail()
 
         def settled() -> bool:
             return (

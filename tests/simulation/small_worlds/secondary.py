@@ -23,7 +23,7 @@ from tests.simulation.small_worlds.crash_states import Cache, Disks, State
 from tests.simulation.small_worlds.machine import JOURNAL, Machine, new_disks, new_world
 from tests.simulation.small_worlds.operations import Gap, Image, Step, images
 from tests.simulation.small_worlds.primary import Count
-from tests.simulation.small_worlds.recovering import Wrong
+from tests.simulation.small_worlds.recovering import Wrong, start
 from tests.simulation.small_worlds.stepping import StepScheduler
 from tests.simulation.small_worlds.tracing import Trace
 
@@ -157,7 +157,7 @@ class SecondaryWorld:
     def _recover(self, state: State, primary: _Primary) -> int:
         """Returns how many records a start from this state has."""
         self.count.starts += 1
-        machine = Machine(self._disks.make(state))
+        machine = start(self._disks.make(state))
         group = machine.group
         if group.access is not Access.READ_ONLY:
             raise Wrong(f"refused: {group.reason}")
