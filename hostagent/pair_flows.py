@@ -360,11 +360,18 @@ class PairFlows:
                 "Delete the pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )
-        known = next((mirror.received for mirror in states[0].mirrors if mirror.name == name), fork.sequence)
+        known = next((mirror.received for mirror in states[0].mirrors if mirror.name == name), -1)
         ours = mine.get("found") or any(
             (epoch.fork_sequence, epoch.fork_digest) == (fork.sequence, fork.digest)
             for epoch in states[0].epochs
         )
+        if known < 0 and not ours:
+            raise ConflictError(
+                f"group {group.name!r}: {name} ends at record {fork.sequence}, and neither the journal nor the "
+                "mirrors of this site go back to there: what the two share is not known. Delete the pair "
+                "there and create it again (a full copy)",
+                sequence=fork.sequence,
+            )
         if known < fork.sequence and not ours:
             # Our journal has forgotten the place and was never told that the other side has it: had this site
             # been put back to an older state, other records would have stood there. What both have for
