@@ -31,6 +31,8 @@ _BUSY_BYTES_MAX = 1 << 20
 _BUSY_RING_PARTS = 64
 """Hosts that write so much in `_FREEZE_SECONDS` are busy."""
 _CHECKPOINT_SECONDS = 5.0
+_BUSY_CHECKPOINT_SECONDS = 60.0
+"""While hosts are busy: what they overwrite meanwhile is flushed once, and the disk is theirs."""
 _CHECKPOINT_RING_PARTS = 8
 """So much is won by a checkpoint at the least, when half of the ring waits for one."""
 
@@ -62,12 +64,13 @@ class Background:
         self._on_failed = on_failed
         self._frozen_end = journal.head
         self._timer_lsn = journal.head.lsn
+        self._busy = False
         self._working = False
         self._arena = bytearray(min(ARENA_BYTES, journal.superblock.ring_bytes))
         self._checkpointing = False
         self._space_wanted = False
         self._timer: Timer | None = None
-        self._checkpoint_due_at = scheduler.monotonic() + _CHECKPOINT_SECONDS
+        self._checkpoint_at = scheduler.monotonic()
         self.following = False
         """True on a secondary: restore what was received, up to `restore_limit`."""
         self.restore_limit: SequenceNumber | None = None
@@ -112,7 +115,8 @@ class Background:
         self._timer = None
         head_lsn, ring_bytes = self._journal.head.lsn, self._journal.superblock.ring_bytes
         written, self._timer_lsn = head_lsn - self._timer_lsn, head_lsn
-        self.poke(freeze=written < min(_BUSY_BYTES_MAX, ring_bytes // _BUSY_RING_PARTS))
+        self._busy = written >= min(_BUSY_BYTES_MAX, ring_bytes // _BUSY_RING_PARTS)
+        self.poke(freeze=not self._busy)
 
     @property
     def _grown(self) -> bool:
@@ -238,7 +242,8 @@ class Background:
         if (
             self._space_wanted
             or (full and won >= superblock.ring_bytes // _CHECKPOINT_RING_PARTS)
-            or self._scheduler.monotonic() >= self._checkpoint_due_at
+            or self._scheduler.monotonic() - self._checkpoint_at
+            >= (_BUSY_CHECKPOINT_SECONDS if self._busy else _CHECKPOINT_SECONDS)
         ):
             self.checkpoint()
 
@@ -247,7 +252,7 @@ class Background:
         if self._checkpointing:
             return
         self._checkpointing = True
-        self._checkpoint_due_at = self._scheduler.monotonic() + _CHECKPOINT_SECONDS
+        self._checkpoint_at = self._scheduler.monotonic()
         applied, sequence = self.applied, self.applied_sequence
         devices = list(self._volumes.values())
 

@@ -139,3 +139,12 @@ def test_few_writes_are_applied_at_once() -> None:
     load = Load(4096, 1 * MIB)
     load.write(2 * MIB)
     assert load.unapplied_max < MIB
+
+
+def test_a_checkpoint_waits_while_hosts_are_busy_and_no_longer() -> None:
+    """What is flushed under them is flushed again; half a ring is recovered in a moment."""
+    load = Load(256 << 10, 12 * MIB)
+    group = load.site.group
+    load.write(72 * MIB)  # six seconds
+    assert group.journal.superblock.checkpoint_sequence == 0
+    load.site.clock.run_until(lambda: group.journal.superblock.checkpoint_sequence > 0, 1.0)
