@@ -367,8 +367,8 @@ class PairFlows:
         )
         if known < 0 and not ours:
             raise ConflictError(
-                f"group {group.name!r}: {name} ends at record {fork.sequence}, and neither the journal nor the "
-                "mirrors of this site go back to there: what the two share is not known. Delete the pair "
+                f"group {group.name!r}: {name} ends at record {fork.sequence}, and neither the journal nor "
+                "the mirrors of this site go back to there: what the two share is not known. Delete the pair "
                 "there and create it again (a full copy)",
                 sequence=fork.sequence,
             )
