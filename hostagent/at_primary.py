@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hostagent.flow import Result
 from hostagent.known import REPORT_SECONDS, Group, MirrorReport
+from hostagent.plan import lacks_unknown
 from target.control.messages import GroupState
 from target.errors import ReplctlError
 
@@ -161,6 +162,9 @@ class AtPrimary:
                 f" has an epoch {theirs.epoch} of its own, from a takeover that broke off: pair resync",
                 False,
             )
+        mirror = next((mirror for mirror in mine.mirrors if mirror.name == site), None)
+        if mirror is not None and mirror.state == "pair" and lacks_unknown(mirror, theirs):
+            return ": its copy is not complete, and this site knows nothing of that", False
         if theirs.latest > mine.latest:
             # It took only what was durable here: our journal volume lost that, or is an older one.
             return (

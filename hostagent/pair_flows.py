@@ -15,7 +15,7 @@ from hostagent.copy_manager import CopyManager
 from hostagent.flow import Call, Flow, Wait
 from hostagent.known import Group
 from hostagent.pair_states import Event, PairState, mirror_state, next_state
-from hostagent.plan import Fork, fork_point
+from hostagent.plan import Fork, fork_point, lacks_unknown
 from target.control.messages import GroupState, MirrorStatus
 from target.errors import ConflictError, OperatorError, PeerError, ReplctlError
 
@@ -299,6 +299,14 @@ class PairFlows:
         theirs: GroupState = (yield from self.peer(group, name))["state"]
         fork = fork_point(mine, theirs)
         fork = (yield from self._check_fork(group, name, fork))["fork"]
+        mirror = next((mirror for mirror in mine.mirrors if mirror.name == name), None)
+        if lacks_unknown(mirror, theirs):
+            raise ConflictError(
+                f"group {group.name!r}: the copy to {name} is not complete, and this site knows nothing of "
+                "it: one of them was put back to an older state, or another site copied to it. Delete the pair "
+                "and create it again (a full copy)",
+                sequence=fork.sequence,
+            )
         extents: list[list[int]] = []
         if fork.loser_wrote or theirs.role == "primary":
             extents = yield from self._take_back(group, name, fork, theirs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from target.control.messages import GroupState, MarkerState
+from target.control.messages import GroupState, MarkerState, MirrorStatus
 from target.errors import ConflictError
 
 
@@ -73,6 +73,17 @@ def _branch(mine: GroupState, theirs: GroupState, shared: tuple[int, int]) -> Fo
                 common = epoch.fork_sequence
                 digest = epoch.fork_digest
     return Fork(common, digest, theirs.latest > common, set_back=reigned and theirs.latest < ours)
+
+
+def lacks_unknown(mirror: MirrorStatus | None, theirs: GroupState) -> bool:
+    """Whether a copy to the other site is not complete, and we know nothing of that.
+
+    One of the two was put back to an older state, or another site copied to it: what is marked here says
+    nothing of what it lacks. A site that restores again what it had may be complete in a moment.
+    """
+    if theirs.role != "secondary" or theirs.complete:
+        return False
+    return mirror is None or (mirror.complete and theirs.restored >= mirror.restored)
 
 
 def supersedes(theirs: GroupState, mine: GroupState) -> bool:

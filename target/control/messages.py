@@ -57,6 +57,8 @@ class MirrorStatus(msgspec.Struct, frozen=True):
     journal_reaches: bool
     copy: CopyProgress | None
     reason: str
+    complete: bool = True
+    """Its copy was complete when we heard of it last."""
 
 
 class FetchStatus(msgspec.Struct, frozen=True):
@@ -118,6 +120,8 @@ class GroupState(msgspec.Struct, frozen=True):
     fetch: FetchStatus | None
     verify: VerifyStatus | None
     ring_bytes: int = 0
+    complete: bool = True
+    """A secondary: the copy to it is complete; some of the journal may be restored a second time yet."""
 
 
 class LioRing(msgspec.Struct, frozen=True):

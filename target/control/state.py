@@ -14,9 +14,11 @@ from target.control.messages import (
 )
 from target.group import ConsistencyGroup
 from target.journal.record import EpochStart, SequenceNumber
-from target.journal.superblock import Flag, MirrorState
+from target.journal.superblock import Flag, MirrorState, Role
 from target.mirrors import Mirror
 from target.san.fetch import Fetch
+
+_COMPLETE = (MirrorState.PAIR, MirrorState.SPLIT, MirrorState.LEFT)
 
 
 def group_state(group: ConsistencyGroup, fetch: Fetch | None) -> GroupState:
@@ -44,6 +46,7 @@ def group_state(group: ConsistencyGroup, fetch: Fetch | None) -> GroupState:
         durable_lsn=journal.durable.lsn,
         durable_digest=journal.durable.digest.hex(),
         ring_bytes=superblock.ring_bytes,
+        complete=group.role is not Role.SECONDARY or bool(superblock.flags & Flag.CONSISTENT),
         tail=superblock.tail.sequence,
         restored=group.background.applied_sequence,
         verified=group.verified_sequence,
@@ -105,6 +108,7 @@ def _mirror(group: ConsistencyGroup, mirror: Mirror) -> MirrorStatus:
         journal_reaches=group.mirrors.reaches(mirror) is not None,
         copy=progress,
         reason=group.reasons.get(entry.name, ""),
+        complete=entry.state in _COMPLETE or 0 < entry.copy_complete <= entry.restored,
     )
 
 

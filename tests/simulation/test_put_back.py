@@ -34,3 +34,15 @@ def steps(*, split: bool, grown: bool) -> list[Step]:
 def test_what_only_the_mirror_has_goes_with_the_merge(split: bool, grown: bool) -> None:
     outcome = run(plan_for(SEED).with_steps(steps(split=split, grown=grown)))
     assert not outcome.violation
+
+
+def test_a_copy_that_the_primary_forgot_is_not_called_complete() -> None:
+    """Site b wrote on its own while the pair was split, a resync began to copy that back, and a forgot it."""
+    journal = [Step(0.2, "ask", (0, "a", "pair.create", (("secondary", "b"),)))]
+    journal += [Step(2.0 + n / 100, "write", (0, "a", 0, 8 * n, 8, False)) for n in range(10)]
+    journal += [Step(3.0, "ask", (0, "a", "pair.split", ())), Step(5.0, "keep_disks", ("a",))]
+    journal += [Step(6.0 + n / 100, "write", (0, "b", 0, 200 + 8 * n, 8, False)) for n in range(10)]
+    journal += [Step(7.0, "cut_san", ("b", "a")), Step(7.5, "ask", (0, "a", "pair.resync", ()))]
+    journal += [Step(9.0, "revert", ("a",)), Step(9.5, "start", ("a",)), Step(10.0, "join_san", ("b", "a"))]
+    outcome = run(plan_for(SEED).with_steps(journal))
+    assert not outcome.violation

@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from hostagent.plan import Fork, TakeoverPlan, diverged, fork_point, plan_takeover, supersedes
-from target.control.messages import EpochState, FetchStatus, GroupState, MarkerState
+from hostagent.plan import (
+    Fork,
+    TakeoverPlan,
+    diverged,
+    fork_point,
+    lacks_unknown,
+    plan_takeover,
+    supersedes,
+)
+from target.control.messages import EpochState, FetchStatus, GroupState, MarkerState, MirrorStatus
 from target.errors import ConflictError
 
 GROUP_ID = "00112233445566778899aabbccddeeff"
@@ -436,3 +444,29 @@ def test_an_old_primary_that_lacks_what_it_had_shipped_was_put_back() -> None:
     assert not fork_point(mine, same).set_back
     follower = state(role="secondary", epoch=1, reign=10, epochs=[FIRST], latest=87)
     assert not fork_point(mine, follower).set_back
+
+
+# -- copies that are not complete --
+
+
+def mirror(*, complete: bool, restored: int) -> MirrorStatus:
+    return MirrorStatus("b", "pair", 80, restored, 0, 0, 0, None, True, None, "", complete)
+
+
+@pytest.mark.parametrize(
+    ("known", "theirs", "unknown"),
+    [
+        (mirror(complete=True, restored=80), {}, False),
+        (mirror(complete=True, restored=80), {"complete": False, "restored": 80}, True),
+        (mirror(complete=True, restored=80), {"complete": False, "restored": 79}, False),
+        (mirror(complete=False, restored=80), {"complete": False, "restored": 80}, False),
+        (None, {"complete": False}, True),
+        (None, {}, False),
+        (None, {"role": "primary", "complete": False}, False),
+    ],
+    ids=["complete", "forgotten", "restores again", "under way", "of another", "none", "reigns"],
+)
+def test_what_an_unfinished_copy_lacks_is_known_to_who_copies(
+    known: MirrorStatus | None, theirs: dict[str, object], unknown: bool
+) -> None:
+    assert lacks_unknown(known, msgspec.structs.replace(SECONDARY, **theirs)) == unknown
