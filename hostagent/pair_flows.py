@@ -303,8 +303,8 @@ class PairFlows:
         if lacks_unknown(mirror, theirs):
             raise ConflictError(
                 f"group {group.name!r}: the copy to {name} is not complete, and this site knows nothing of "
-                "it: one of them was put back to an older state, or another site copied to it. Delete the pair "
-                "and create it again (a full copy)",
+                "it: one of them was put back to an older state, or another site copied to it. Delete the "
+                "pair and create it again (a full copy)",
                 sequence=fork.sequence,
             )
         extents: list[list[int]] = []
