@@ -480,9 +480,10 @@ class ConsistencyGroup:
     ) -> None:
         """Append packs that came over the SAN link and were checked; raises OSError.
 
-        PeerError once a takeover has begun: what is served then must not grow by another's records.
+        PeerError once a takeover has begun: what is served then must not grow by another's records. And when
+        a disk has failed: the superblock that lets the ring be written anew may not be durable.
         """
-        if not self.receiving:
+        if not self.receiving or self.access is Access.FAILED:
             raise PeerError(f"group {self.name!r} follows nobody any more")
         first, head = packs[0][0], self.journal.head
         if first.first_sequence != head.sequence + 1 or first.previous_digest != head.digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -331,3 +332,25 @@ def test_a_secondary_makes_room_for_a_pack_when_all_before_it_is_restored() -> N
         pair.wait_level()
         pair.clock.run_for(6.0)
     pair.assert_equal()
+
+
+def test_a_secondary_whose_journal_failed_takes_nothing_into_its_ring() -> None:
+    """It may be the ring of the history before: the superblock of the new one was perhaps not written."""
+    pair = make_pair(8)
+    pair.create()
+    pair.wait_pair()
+    disk = pair.secondary.journal_disk
+    disk.fail_flushes = OSError(errno.EIO, "flush fails")
+    pair.primary.write_now("data", 0, b"z" * 512)
+    pair.primary.flush_now()
+    pair.clock.run_until(lambda: pair.secondary.group.access is Access.FAILED)
+    disk.mend()
+    before, writes = pair.secondary.group.journal.head, disk.unflushed_writes
+    pair.connect()
+    pair.primary.write_now("data", 0, b"y" * 512)
+    pair.primary.flush_now()
+    fetch = pair.fetch
+    assert fetch is not None
+    pair.clock.run_until(lambda: fetch.state is FetchState.DOWN)
+    assert pair.secondary.group.journal.head == before
+    assert disk.unflushed_writes == writes

@@ -109,6 +109,7 @@ def state(
                     "state": "pair",
                     "lag_seconds": None,
                     "journal_reaches": True,
+                    "complete": True,
                     "copy": None,
                     "reason": "",
                 },
