@@ -183,7 +183,11 @@ def grow_journal(group: ConsistencyGroup, size_bytes: int, grown: Grown) -> None
         Filling(group.scheduler, journal, f"commit:{group.name}", group.filled).start()
         when_durable(group, finished)
 
-    group.scheduler.submit(f"commit:{group.name}", lambda: journal.device.grow(size_bytes), extended)
+    def extend() -> None:
+        journal.device.grow(size_bytes)
+        journal.device.flush()  # before a superblock says so: a file that is shorter than that was cut
+
+    group.scheduler.submit(f"commit:{group.name}", extend, extended)
 
 
 def answered(reply: Callable[..., None]) -> Grown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from target.growing import grow_journal, grow_volume
+from target.journal.superblock import SUPERBLOCK_BYTES, decode
 from target.san.fetch import FetchState
 from tests.simulation.sim_scheduler import SimClock
 from tests.simulation.site import MIB, Site
@@ -77,3 +78,24 @@ def test_a_journal_grows_while_hosts_write_and_its_mirror_follows_on() -> None:
     primary.start()
     assert primary.read("data", 4096, 4096) == b"\1" * 4096
     assert primary.group.journal.superblock.ring_bytes == before + 16 * MIB
+
+
+def test_no_superblock_names_a_larger_ring_before_the_size_of_its_volume_is_durable() -> None:
+    site = Site(SimClock(6), "a")
+    disk, journal = site.journal_disk, site.group.journal
+    site.clock.run_until(lambda: journal.filled_bytes >= journal.superblock.ring_bytes)
+    too_early: list[int] = []
+
+    def on_write(offset: int, data: bytes) -> None:
+        if offset < 2 * SUPERBLOCK_BYTES:
+            superblock = decode(data)
+            assert superblock is not None
+            if superblock.ring_offset + superblock.ring_bytes > disk.durable_size_bytes:
+                too_early.append(superblock.generation)
+
+    disk.on_write = on_write
+    outcome: list[tuple[bool | None, Exception | None]] = []
+    grow_journal(site.group, 64 * MIB, lambda changed, error: outcome.append((changed, error)))
+    site.clock.run_until(lambda: bool(outcome))
+    assert outcome == [(True, None)]
+    assert not too_early
