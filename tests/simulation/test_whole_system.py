@@ -21,8 +21,8 @@ from tests.simulation.schedule import plan_for
 from tests.simulation.shrink import kind_of, shrink
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FIXED_SEEDS = range(60)
-FRESH_SECONDS = 40.0
+FIXED_SEEDS = range(200)
+FRESH_SECONDS = 20.0
 
 WITHIN_A_FEW_SEEDS = (
     "acknowledge before append",
