@@ -103,6 +103,10 @@ class AtSecondary:
         if portal == KERNEL:  # then the device is known by its serial number, which its owner tells
             target = str(result.get("serial", ""))
         group.advanced_to = (result["durable_lsn"], 0)
+        if group.announced is not None and group.announced.durable_lsn > result["durable_lsn"]:
+            # Told by the primary's journal as it was before it was put back to an older state: up to there it
+            # may hold what is not durable. What it says next counts.
+            group.announced.durable_lsn = result["durable_lsn"]
 
         def started(_: Result | None, failure: ReplctlError | None) -> None:
             group.fetch_asked = False

@@ -43,7 +43,7 @@ class Surroundings:
         return True
 
     def san_address(self, site: str) -> tuple[str, str] | None:
-        return None
+        return "127.0.0.2:3260", "iqn.2026-01.org.example:a"
 
     def peers(self) -> list[str]:
         return ["a"]
@@ -247,3 +247,24 @@ def test_a_mirror_with_more_than_its_primary_is_suspended_when_that_stays_so(
     answer(ahead, None)
     ((suspended, _),) = surroundings.take("mirror.suspend")
     assert "record 11" in suspended["reason"]
+
+
+def test_a_primary_that_was_put_back_is_not_read_as_far_as_it_had_said_before(
+    surroundings: Surroundings, manager: CopyManager
+) -> None:
+    """What lies there now may not be durable (I4)."""
+    manager.on_group_state(state("secondary", "read_only"))
+    said = dict.fromkeys(("epoch", "reign", "durable", "latest", "time_ns", "received"), 10)
+    ready = {"group": GROUP, "ring_bytes": 4096, **said}
+    manager.on_note("a", "journal.ready", {**ready, "durable_lsn": 900})
+    ((_, found),) = surroundings.take("journal.source")
+    place = {"lun": 0, "serial": "", "sequence": 10, "lsn": 0}
+    found({"found": True, **place, "durable_lsn": 500}, None)
+    ((started, done),) = surroundings.take("fetch.start")
+    assert started["durable_lsn"] == 500
+    done({}, None)
+    manager.on_group_state(state("secondary", "read_only", fetch=FetchStatus("reading", "", 0)))
+    manager.on_tick()
+    assert [params["durable_lsn"] for params, _ in surroundings.take("fetch.advance")] in ([], [500])
+    manager.on_note("a", "journal.ready", {**ready, "durable_lsn": 600})
+    assert [params["durable_lsn"] for params, _ in surroundings.take("fetch.advance")] == [600]
