@@ -24,6 +24,10 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FALLOC_FL_KEEP_SIZE_PUNCH_HOLE = 0x03  # linux/falloc.h
 _MADV_POPULATE_READ = 22  # asm-generic/mman-common.h, since Linux 5.14
 _IOV_MAX = 1024
+_CALL_BYTES_MAX = 512 << 10
+"""The page cache keeps what one call writes in folios as large as that, and at each small write into a folio
+later ext4 looks at all its blocks. Measured for 4 KiB: 6.4 us in folios of 2 MiB, 4.2 us in those of 512 KiB.
+"""
 _VIEW_BYTES_MIN = 32 << 10
 """Shorter views are copies: mapping a page costs as much as copying some."""
 
@@ -155,13 +159,15 @@ class FileDevice:
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
-        for start in range(0, len(buffers), _IOV_MAX):
-            part = buffers[start : start + _IOV_MAX]
-            total = sum(map(len, part))
-            count = os.pwritev(self._fd, part, offset)
+        total = sum(map(len, buffers))
+        if total <= _CALL_BYTES_MAX and len(buffers) <= _IOV_MAX:
+            count = os.pwritev(self._fd, buffers, offset)
             if count != total:
-                self._write_rest(part, offset + count, count)
-            offset += total
+                self._write_rest(buffers, offset + count, count)
+            return
+        for part in _calls(buffers):
+            self.pwritev(part, offset)
+            offset += sum(map(len, part))
 
     def _write_rest(self, buffers: Sequence[Buffer], offset: int, written: int) -> None:
         """Go on behind a write that was cut. The buffers are not looked at (`view`)."""
@@ -248,3 +254,20 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if libc.fallocate(fd, mode, offset, length) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _calls(buffers: Sequence[Buffer]) -> Iterator[list[Buffer]]:
+    """The same bytes in lists that one call may write."""
+    part: list[Buffer] = []
+    room = _CALL_BYTES_MAX
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            if not room or len(part) == _IOV_MAX:
+                yield part
+                part, room = [], _CALL_BYTES_MAX
+            part.append(view[:room])
+            room -= len(part[-1])
+            view = view[len(part[-1]) :]
+    if part:
+        yield part

@@ -139,6 +139,21 @@ class Piece(NamedTuple):
     at: int
 
 
+def newest(layers: Sequence[Granules], granule: int) -> int | Partial | None:
+    """What the newest layer that has something of a granule says of it; None: the volume has it."""
+    for layer in layers:
+        place = layer.get(granule)
+        if place is not None:
+            return place
+    return None
+
+
+def above(layers: Sequence[Granules], offset: int, length: int) -> list[Granules]:
+    """Those of the layers that hold something of a range: most reads find none, and go to the volume."""
+    granules = range(offset >> _SHIFT, (offset + length + _MASK) >> _SHIFT)
+    return [layer for layer in layers if not layer.keys().isdisjoint(granules)]
+
+
 def plan_read(layers: Sequence[Granules], offset: int, length: int) -> list[Piece]:
     """How to read a range through the layers (newest first) above the data volume."""
     bases: list[Piece] = []

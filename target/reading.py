@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from target.blockdev import BlockDevice, mapped_sectors
 from target.journal.ring import Journal
 from target.obtain import Overlay
-from target.overlay import Granules, Piece, Source, plan_read
+from target.overlay import GRANULE_BYTES, ZERO, Granules, Piece, Source, above, newest, plan_read
 from target.scheduler import Scheduler
 from target.volume import SECTOR_BYTES, Buffer, Request, VolumeError
 
@@ -93,6 +93,19 @@ class Reading:
 
     def _read_now(self, volume: int, layers: list[Granules], offset: int, length: int) -> Buffer | None:
         device, journal = self._volumes[volume], self._journal.device
+        granule = offset // GRANULE_BYTES
+        if (offset + length - 1) // GRANULE_BYTES == granule:
+            place = newest(layers, granule)
+            if isinstance(place, int):
+                if place == ZERO:
+                    return bytes(length)
+                return journal.pread_nowait(length, place + offset % GRANULE_BYTES)
+            if place is None:
+                return device.pread_nowait(length, offset)
+        else:
+            layers = above(layers, offset, length)
+            if not layers:
+                return device.pread_nowait(length, offset)
         pieces = plan_read(layers, offset, length)
         if len(pieces) == 1:
             source, position, _, _ = pieces[0]

@@ -67,6 +67,16 @@ def test_more_buffers_than_one_system_call_takes(device: BlockDevice) -> None:
     assert device.pread(24000, 4096) == b"".join(parts)
 
 
+def test_more_bytes_than_one_system_call_takes(tmp_path: Path) -> None:
+    """Buffers that end before, at and behind the places where a call ends."""
+    sizes = (300 << 10, 212 << 10, 1, 700_000, 5)
+    buffers = [bytes([number]) * size for number, size in enumerate(sizes, 1)]
+    device = FileDevice(tmp_path / "volume", create_bytes=2 << 20)
+    device.pwritev(buffers, 4096)
+    assert device.pread(sum(sizes), 4096) == b"".join(buffers)
+    device.close()
+
+
 def test_a_buffer_may_be_used_again_after_writing(device: BlockDevice) -> None:
     buffer = bytearray(b"a" * BLOCK)
     device.pwritev([buffer], 0)

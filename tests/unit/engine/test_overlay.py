@@ -7,7 +7,17 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from target.overlay import GRANULE_BYTES, ZERO, Generation, Granules, Piece, Source, plan_read
+from target.overlay import (
+    GRANULE_BYTES,
+    ZERO,
+    Generation,
+    Granules,
+    Piece,
+    Source,
+    above,
+    newest,
+    plan_read,
+)
 
 SECTOR = 512
 VOLUME_SECTORS = 5 * 8 + 3
@@ -53,7 +63,23 @@ class Model:
         return [generation.granules.get(1, {}) for generation in self.generations]
 
     def read(self, sector: int, sectors: int) -> bytes:
-        return self._assembled(self.layers(), sector * SECTOR, sectors * SECTOR)
+        """By all layers, by those that hold something, and whole granules by their newest layer alone."""
+        layers, offset, length = self.layers(), sector * SECTOR, sectors * SECTOR
+        answer = self._assembled(layers, offset, length)
+        assert self._assembled(above(layers, offset, length), offset, length) == answer
+        for at in range(-offset % GRANULE_BYTES, length - GRANULE_BYTES + 1, GRANULE_BYTES):
+            granule = (offset + at) // GRANULE_BYTES
+            place = newest(layers, granule)
+            if place is None:
+                expected = bytes(self.volume[offset + at : offset + at + GRANULE_BYTES])
+            elif isinstance(place, int):
+                expected = bytes(GRANULE_BYTES)
+                if place != ZERO:
+                    expected = bytes(self.journal[place : place + GRANULE_BYTES])
+            else:
+                continue
+            assert answer[at : at + GRANULE_BYTES] == expected
+        return answer
 
     def _assembled(self, layers: list[Granules], offset: int, length: int) -> bytes:
         answer = bytearray(b"\xee" * length)
