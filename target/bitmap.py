@@ -10,9 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from crc32c import crc32c
-
 from target.blockdev import BlockDevice
+from target.checksum import crc32c
 from target.errors import OperatorError
 from target.journal.superblock import Superblock, VolumeEntry
 

@@ -27,7 +27,7 @@ from scripts.vmlab.layout import Network
 
 _IQN = "iqn.2026-01.org.replctl"
 _REPLCTL = "replctl --config /etc/replctl/site.toml"
-_VOLUME_MIB = 192
+_VOLUME_MIB = 96
 _JOURNAL_MIB = 512
 _PAIR_SECONDS_MAX = 900.0
 _PORT = 3270
@@ -116,9 +116,8 @@ class Bench:
         answer = json.loads(self._run("a", f"{_REPLCTL} pair status group1 --json"))
         return str(answer["mirrors"][0]["status"])
 
-    def measure(
-        self, base: str, contestants: Sequence[Contestant], jobs: Sequence[Job], rounds: int
-    ) -> Phase:
+    def measure(self, contestants: tuple[Contestant, Contestant], jobs: Sequence[Job], rounds: int) -> Phase:
+        """Of two: the one to compare with, and ours."""
         rates: dict[str, dict[str, list[float]]] = {}
         for turn in range(rounds):
             for job in jobs:
@@ -126,14 +125,16 @@ class Bench:
                 for one in order:
                     rate = self._fio(one, job)
                     rates.setdefault(job.name, {}).setdefault(one.name, []).append(rate)
-        return Phase(base, "ours", rates)
+        base, ours = contestants
+        return Phase(base.name, ours.name, rates)
 
     def _fio(self, one: Contestant, job: Job) -> float:
         """Commands a second."""
         output = self._run(
             "b",
-            f"fio --name=job --filename={one.device} --rw={job.pattern} --bs={job.block} --direct=1 "
-            f"--iodepth={job.outstanding} --ioengine=libaio --time_based --ramp_time=1 "
+            # Its real name: a colon would end a file name of fio's.
+            f"fio --name=job --filename=$(realpath {one.device}) --direct=1 --ioengine=libaio "
+            f"--rw={job.pattern} --bs={job.block} --iodepth={job.outstanding} --time_based --ramp_time=1 "
             f"--runtime={self._seconds} --output-format=json",
             timeout_seconds=120 + 20 * self._seconds,
         )
@@ -219,11 +220,11 @@ def _run(lab: Lab, arguments: argparse.Namespace, console: Console) -> int:
     lab.make(choices, arguments.cache, MIRROR)
     lab.up([])
     bench = Bench(lab, arguments.seconds)
-    contestants = bench.prepare()
-    alone = bench.measure("fileio", contestants, JOBS, arguments.rounds)
+    fileio, drbd, ours = bench.prepare()
+    alone = bench.measure((fileio, ours), JOBS, arguments.rounds)
     show(console, alone, "not replicated", JOBS, {job.name: job.goal_alone for job in JOBS})
     bench.replicate()
-    replicated = bench.measure("drbd", contestants, JOBS, arguments.rounds)
+    replicated = bench.measure((drbd, ours), JOBS, arguments.rounds)
     title = f"replicated (the pair ended as {bench.status()}), against DRBD with protocol A"
     show(console, replicated, title, JOBS, {job.name: job.goal_replicated for job in JOBS})
     if arguments.json is not None:

@@ -30,8 +30,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
-from crc32c import crc32c
-
+from target.checksum import crc32c
 from target.errors import PeerError
 from target.volume import Buffer
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from crc32c import crc32c
-
 from target.bitmap import BITS_PER_PAGE, PAGE_BYTES
 from target.blockdev import BlockDevice
+from target.checksum import crc32c
 from target.errors import IntegrityError, OperatorError
 from target.journal.pack_index import PackIndex
 from target.journal.record import EpochStart, Marker, RecordType, SequenceNumber

@@ -54,8 +54,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, NewType
 
-from crc32c import crc32c
-
+from target.checksum import crc32c
 from target.errors import IntegrityError
 from target.volume import Buffer
 

@@ -60,8 +60,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from target.checksum import crc32c
 from target.journal.record import BLOCK_BYTES, NO_DIGEST, EpochStart, Lsn, SequenceNumber
 from target.volume import Buffer
 

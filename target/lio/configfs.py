@@ -44,9 +44,16 @@ _DATABASE_DIRECTORIES = ("/etc/rtslib-fb-target", "/etc/target")
 
 
 class Configfs:
-    """One per process. The constructor loads the kernel's modules; OperatorError when there are none."""
+    """One per process; opened by the first that needs it."""
 
     def __init__(self, fabrics: Sequence[Fabric]) -> None:
+        self._wanted = fabrics
+        self._fabrics: dict[Fabric, Any] = {}
+
+    def open(self) -> None:
+        """Import rtslib and load the kernel's modules, once; OperatorError where there are none."""
+        if self._fabrics:
+            return
         try:
             import rtslib_fb
         except ImportError:
@@ -58,9 +65,10 @@ class Configfs:
         self._failures: tuple[type[Exception], ...] = (rtslib_fb.RTSLibError, OSError)
         try:
             self._root = self._open_root()
-            self._fabrics = {fabric: rtslib_fb.FabricModule(fabric.value) for fabric in fabrics}
-            for module in self._fabrics.values():
+            fabrics = {fabric: rtslib_fb.FabricModule(fabric.value) for fabric in self._wanted}
+            for module in fabrics.values():
                 module._check_self()  # loads its kernel module
+            self._fabrics = fabrics
         except self._failures as error:
             raise OperatorError(
                 f"the kernel's target (LIO) cannot be used: {error}; it needs root and the modules "
@@ -78,6 +86,7 @@ class Configfs:
 
     def observe(self) -> list[Object]:
         """Every object of the kinds that we use, ours and others'."""
+        self.open()
         try:
             return [*self._storage_objects(), *self._targets(), *self._discovery()]
         except self._failures as error:

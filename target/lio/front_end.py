@@ -79,13 +79,27 @@ class LioFrontEnd:
         self._configfs = Configfs(fabrics)
         self._events = Events()
         self._watch = Watch(self._found)
+        self._watching = False
         loop.register(self._events.fileno(), self._told)
-        loop.register(self._watch.fileno(), self._watch.receive)
-        # Former rings first: their commands wait already.
-        loop.call_soon(self._watch.look)
-        loop.call_soon(self._apply_all)
+        # Former rings first: their commands wait already, and rtslib and pyudev, which take longer to import
+        # than all that a ring needs, are not needed for it. Where there is no ring nobody waits, and what
+        # lacks is told at once.
+        self._watch.look()
+        if not self._rings:
+            self._configfs.open()
+        loop.submit(_LANE, self._watch.start, self._started)
+        self._apply_all()
 
     # -- rings --
+
+    def _started(self, _: None, error: Exception | None) -> None:
+        """The monitor runs; what came before it is looked for."""
+        if error is not None:
+            raise error
+        if not self._closed:
+            self._watching = True
+            self._loop.register(self._watch.fileno(), self._watch.receive)
+            self._watch.look()
 
     def _found(self, found: Found) -> None:
         served = self._served.get(found.storage_object)
@@ -243,8 +257,9 @@ class LioFrontEnd:
     def close(self) -> None:
         """Take nothing more. What is under way is still answered; what is not taken yet waits."""
         self._closed = True
-        for watched in (self._events.fileno(), self._watch.fileno()):
-            self._loop.unregister(watched)
+        self._loop.unregister(self._events.fileno())
+        if self._watching:
+            self._loop.unregister(self._watch.fileno())
         for ring in self._rings.values():
             self._loop.unregister(ring.device.fileno())
         self._events.close()

@@ -1,7 +1,7 @@
 """The devices through which the kernel shares its rings: found by name, opened, mapped, watched.
 
 A user-backed storage object has a device /dev/uioN whose name is `tcm-user/<hba>/<object>/<dev_config>`.
-Numbers change from boot to boot, names do not. The monitor is started before the first look, so that no
+Numbers change from boot to boot, names do not. When the monitor has been started one looks again, so that no
 device is missed; one that is seen twice is told twice. A device has one opener: while a former process is
 still dying, opening says EBUSY; and the kernel tells of a device before it has described its memory in sysfs,
 when opening finds no such file. The front end tries both again.
@@ -74,14 +74,18 @@ class Device:
 
 
 class Watch:
-    """Tells of devices as they come. `fileno` is readable when there is something to tell."""
+    """Tells of devices that are there, and once it is started, of those that come."""
 
     def __init__(self, on_found: Callable[[Found], None]) -> None:
+        self._on_found = on_found
+        self._monitor: Any = None
+
+    def start(self) -> None:
+        """From now on `fileno` is readable when there is something to tell. It imports pyudev."""
         import pyudev
 
-        self._on_found = on_found
         # The kernel's own events: the node exists when they come, and nothing of udev's rules is needed.
-        self._monitor: Any = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         self._monitor.filter_by("uio")
         self._monitor.start()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import pytest
 
 from target.control.messages import LioStatus
+from target.errors import OperatorError
 from target.lio import front_end
 from target.lio.desired import Exported, exported
 from target.lio.difference import Action, Step
@@ -36,6 +38,8 @@ class Kernel:
     node_exists: bool = True
     opened: int = 0
     wakes: list[int] = field(default_factory=list)
+    absent: bool = False
+    unusable: bool = False
 
     def descriptor(self) -> int:
         self.wakes.append(os.eventfd(0))
@@ -49,7 +53,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     class Configfs:
         def __init__(self, fabrics: Sequence[Fabric]) -> None: ...
 
+        def open(self) -> None:
+            if kernel.unusable:
+                raise OperatorError("no LIO")
+
         def observe(self) -> list[Object]:
+            self.open()
             return list(kernel.objects.values())
 
         def apply(self, step: Step) -> None:
@@ -72,8 +81,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
             self.fileno = partial_value(kernel.descriptor())
             self._on_found = on_found
 
+        def start(self) -> None: ...
+
         def look(self) -> None:
-            self._on_found(Found(NODE, VOLUME.name, "replctl/x"))
+            if not kernel.absent:
+                self._on_found(Found(NODE, VOLUME.name, "replctl/x"))
 
         def receive(self) -> None: ...
 
@@ -128,6 +140,10 @@ class Site:
             self.loop.turn(0.01)
         raise AssertionError("it does not come to that")
 
+    def close(self) -> None:
+        self.lio.close()
+        self.loop.close()
+
     def status(self) -> LioStatus:
         found: list[LioStatus] = []
         self.lio.status(lambda status, error: found.append(status) if status is not None else None)
@@ -141,25 +157,47 @@ JOURNAL = Exported(journal_object_name("a", "g"), 0, 0, "")
 
 @pytest.fixture
 def site(kernel: Kernel) -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.lio.close()
-    site.loop.close()
+    with closing(Site()) as site:
+        yield site
 
 
 @pytest.mark.parametrize("refusal", [errno.ENOENT, errno.EBUSY, errno.EIO])
-def test_a_device_that_cannot_be_opened_yet_is_opened_later(kernel: Kernel, site: Site, refusal: int) -> None:
+def test_a_device_that_cannot_be_opened_yet_is_opened_later(kernel: Kernel, refusal: int) -> None:
     """ENOENT: the kernel tells of a device before it has described its memory in sysfs."""
     kernel.refusals = [refusal] * 3
-    site.turn_until(lambda: kernel.opened == 1)
-    assert [ring.served for ring in site.status().rings] == [True]
+    with closing(Site()) as site:
+        assert kernel.opened == 0
+        site.turn_until(lambda: kernel.opened == 1)
+        assert [ring.served for ring in site.status().rings] == [True]
 
 
-def test_a_device_that_is_gone_again_is_left_alone(kernel: Kernel, site: Site) -> None:
-    kernel.refusals, kernel.node_exists = [errno.ENOENT], False
-    site.turn_until(lambda: site.applied)
-    assert [ring.served for ring in site.status().rings] == [False]
+def test_a_device_that_is_gone_again_is_left_alone(kernel: Kernel) -> None:
+    kernel.refusals, kernel.node_exists = [errno.ENOENT] * 2, False
+    with closing(Site()) as site:
+        site.turn_until(lambda: site.applied)
+        assert [ring.served for ring in site.status().rings] == [False]
     assert kernel.opened == 0
+
+
+def test_a_ring_that_is_there_is_served_before_anything_is_asked_of_lio(kernel: Kernel, site: Site) -> None:
+    """Its commands wait for us, and for nothing that rtslib or the kernel's configuration could say."""
+    assert kernel.opened == 1
+
+
+def test_an_unusable_lio_is_told_of_and_keeps_no_ring_waiting(kernel: Kernel) -> None:
+    kernel.unusable = True
+    with closing(Site()) as site:
+        site.turn_until(lambda: site.applied)
+        failed: list[str] = []
+        site.lio.status(lambda status, error: failed.append(str(error)))
+        site.turn_until(lambda: bool(failed))
+    assert (kernel.opened, failed) == (1, ["no LIO"])
+
+
+def test_without_a_ring_an_unusable_lio_is_refused_at_once(kernel: Kernel) -> None:
+    kernel.absent = kernel.unusable = True
+    with pytest.raises(OperatorError, match="no LIO"):
+        Site()
 
 
 def sizes(kernel: Kernel) -> dict[str, int]:
