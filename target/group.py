@@ -30,7 +30,7 @@ from target.journal.record import (
 from target.journal.ring import NewRecord
 from target.journal.superblock import Flag, MirrorState, RestoredMarker, Role, VolumeEntry
 from target.mirrors import FULL_WARNING_PERCENT, Mirror, Mirrors
-from target.obtain import Entry, Overlay, WritePath
+from target.obtain import Overlay, WritePath
 from target.reading import Reading
 from target.restore import Extent, Restored
 from target.scheduler import Scheduler
@@ -221,7 +221,7 @@ class ConsistencyGroup:
         """Obtain a write."""
         if self.access is Access.SERVE:
             record = NewRecord(RecordType.UPDATE, 0, volume, offset, len(data), data)
-            self.write_path.add(Entry(record, request, fua))
+            self.write_path.add((record, request, fua))
         else:
             kept = bytes(data) if self.access is Access.HOLD else data
             self._not_now(request, lambda: self.write(volume, offset, kept, fua, request))
@@ -230,7 +230,7 @@ class ConsistencyGroup:
         """Obtain a write of zeros."""
         if self.access is Access.SERVE:
             record = NewRecord(RecordType.ZERO, 0, volume, offset, length, b"")
-            self.write_path.add(Entry(record, request, fua))
+            self.write_path.add((record, request, fua))
         else:
             self._not_now(request, lambda: self.zero(volume, offset, length, fua, request))
 
@@ -239,12 +239,12 @@ class ConsistencyGroup:
         if self.access is Access.FAILED:
             request.failed(VolumeError.WRITE_FAILED)
         else:
-            self.write_path.add(Entry(None, request, True))
+            self.write_path.add((None, request, True))
 
     def barrier(self, request: Request) -> None:
         """Answer when all writes so far are in the journal and the overlay: behind them, in their order."""
         if self.access is Access.SERVE:
-            self.write_path.add(Entry(None, request, False))
+            self.write_path.add((None, request, False))
         else:
             self._not_now(request, lambda: self.barrier(request))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from target.journal.record import RecordType
@@ -32,15 +32,18 @@ _RING_PARTS = 16
 """Writes are appended in parts of at most this part of the ring, so that a small ring has room for each."""
 
 
-class Entry(NamedTuple):
-    """One thing to do in this turn: a record to append, a request to answer, or both.
+Entry = tuple[NewRecord | None, Request | None, bool]
+"""One thing to do in this turn: a record to append, a request to answer, or both; and whether the answer
+waits for a commit. A bare tuple, for there is one a command.
+"""
 
-    With `durable`, the answer waits for a commit.
-    """
 
-    record: NewRecord | None
-    request: Request | None
-    durable: bool
+class _Part(NamedTuple):
+    """So much of a turn as is appended at once; `data_bytes` are those of its `records`."""
+
+    entries: Sequence[Entry]
+    records: list[NewRecord]
+    data_bytes: int
 
 
 class Overlay:
@@ -78,7 +81,7 @@ class WritePath:
         self._on_failed = on_failed
         self._part_bytes = min(_APPEND_BYTES_MAX, journal.superblock.ring_bytes // _RING_PARTS)
         self._turn: list[Entry] = []
-        self._held: deque[list[Entry]] = deque()
+        self._held: deque[_Part] = deque()
         self._waiting: deque[tuple[int, Request]] = deque()
         self._commit: Commit | None = None
         self._commit_again = False
@@ -112,21 +115,21 @@ class WritePath:
             or not self._journal.fits(len(records), sum(len(r.data) for r in records))
         ):
             return False
-        return self._append([Entry(record, None, False) for record in records])
+        size = sum(len(record.data) for record in records)
+        return self._append(_Part([(record, None, False) for record in records], records, size))
 
     def end_turn(self) -> None:
         """Append what was obtained in this turn; called by the loop, or by who needs it sooner."""
         turn, self._turn = self._turn, []
         for part in _parts(turn, self._part_bytes):
             if not self.failed and (self._held or not self._fits(part)):
-                self._held.append([_kept(entry) for entry in part])
+                self._held.append(_kept(part))
                 self._ask_for_room()
             else:
                 self._append(part)
 
-    def _fits(self, entries: list[Entry]) -> bool:
-        sizes = [len(entry.record.data) for entry in entries if entry.record is not None]
-        return not sizes or self._journal.fits(len(sizes), sum(sizes))
+    def _fits(self, part: _Part) -> bool:
+        return not part.records or self._journal.fits(len(part.records), part.data_bytes)
 
     def retry_held(self) -> None:
         """There may be space again."""
@@ -149,18 +152,17 @@ class WritePath:
         """What the ring must have free before the first of the held writes can go on."""
         if not self._held:
             return 0
-        sizes = [len(entry.record.data) for entry in self._held[0] if entry.record is not None]
-        return self._journal.needed_bytes(len(sizes), sum(sizes))
+        return self._journal.needed_bytes(len(self._held[0].records), self._held[0].data_bytes)
 
     def refuse_held(self, error: VolumeError) -> None:
         """The writes that wait for space will not be taken any more."""
         while self._held:
-            _fail(self._held.popleft(), error)
+            _fail(self._held.popleft().entries, error)
 
-    def _append(self, entries: list[Entry]) -> bool:
+    def _append(self, part: _Part) -> bool:
         """Append to the journal, then acknowledge. False: all were refused."""
         journal = self._journal
-        records = [entry.record for entry in entries if entry.record is not None]
+        entries, records, _ = part
         if self.failed:
             _fail(entries)
             return False
@@ -241,28 +243,34 @@ class WritePath:
         self.commit(urgent=bool(self._waiting) or self._commit_again)
 
 
-def _parts(entries: list[Entry], part_bytes: int) -> Iterator[list[Entry]]:
+def _parts(entries: list[Entry], part_bytes: int) -> Iterator[_Part]:
     """The turn in pieces, so that each can find space; nearly always one."""
+    records: list[NewRecord] = []
     size = start = 0
     for index, entry in enumerate(entries):
-        if entry.record is not None:
-            size += len(entry.record.data)
-            if size > part_bytes and index > start:
-                yield entries[start:index]
-                start, size = index, len(entry.record.data)
+        record = entry[0]
+        if record is None:
+            continue
+        length = len(record.data)
+        if size + length > part_bytes and index > start:
+            yield _Part(entries[start:index], records, size)
+            records, size, start = [], 0, index
+        records.append(record)
+        size += length
     if start < len(entries):
-        yield entries[start:] if start else entries
+        yield _Part(entries[start:] if start else entries, records, size)
 
 
-def _kept(entry: Entry) -> Entry:
-    """The entry with data of its own: the front end's buffer is used again after the turn."""
-    record = entry.record
-    if record is None or isinstance(record.data, bytes):
-        return entry
-    return entry._replace(record=record._replace(data=bytes(record.data)))
+def _kept(part: _Part) -> _Part:
+    """The part with data of its own: the front end's buffer is used again after the turn."""
+    entries = [
+        (record if record is None else record._replace(data=bytes(record.data)), request, durable)
+        for record, request, durable in part.entries
+    ]
+    return _Part(entries, [record for record, _, _ in entries if record is not None], part.data_bytes)
 
 
-def _fail(entries: list[Entry], error: VolumeError = VolumeError.WRITE_FAILED) -> None:
-    for entry in entries:
-        if entry.request is not None:
-            entry.request.failed(error)
+def _fail(entries: Sequence[Entry], error: VolumeError = VolumeError.WRITE_FAILED) -> None:
+    for _, request, _ in entries:
+        if request is not None:
+            request.failed(error)

@@ -17,7 +17,7 @@ from crc32c import crc32c
 from hostagent import pair_flows
 from hostagent.at_primary import AtPrimary
 from hostagent.plan import Fork
-from target import histories, mirrors, pairing
+from target import histories, mirrors, obtain, pairing
 from target.background import Background
 from target.base_copy import BaseCopy
 from target.control.messages import GroupState
@@ -25,7 +25,7 @@ from target.group import Access, ConsistencyGroup
 from target.journal import recovery, ring, scan, superblock
 from target.journal.recovery import Decision
 from target.journal.ring import Commit, Journal
-from target.obtain import Entry, WritePath
+from target.obtain import WritePath
 from target.overlay import Generation
 from target.san import intake
 
@@ -63,19 +63,17 @@ def acknowledge_before_append() -> Any:
     """A write is answered, then appended one turn later: lost when the process dies between."""
     original = WritePath._append
 
-    def append(self: WritePath, entries: list[Entry]) -> None:
-        later = [entry._replace(request=None) for entry in entries if entry.record is not None]
-        kept = [
-            entry._replace(record=entry.record._replace(data=bytes(entry.record.data)))
-            for entry in later
-            if entry.record is not None
-        ]
-        for entry in entries:
-            if entry.request is not None and not entry.durable:
-                entry.request.done()
-        original(self, [entry._replace(record=None) for entry in entries if entry.durable])
-        if kept:
-            self._scheduler.call_later(0.001, partial(_call, original, self, kept))
+    def append(self: WritePath, part: obtain._Part) -> None:
+        entries, records, data_bytes = obtain._kept(part)
+        for _, request, durable in entries:
+            if request is not None and not durable:
+                request.done()
+        original(
+            self, obtain._Part([(None, request, True) for _, request, durable in entries if durable], [], 0)
+        )
+        if records:
+            later = obtain._Part([(record, None, False) for record in records], records, data_bytes)
+            self._scheduler.call_later(0.001, partial(_call, original, self, later))
 
     return patch.object(WritePath, "_append", append)
 
@@ -85,8 +83,9 @@ def flush_does_not_wait() -> Any:
     """SYNCHRONIZE CACHE and FUA are answered when the write is appended."""
     original = WritePath._append
 
-    def append(self: WritePath, entries: list[Entry]) -> None:
-        original(self, [entry._replace(durable=False) for entry in entries])
+    def append(self: WritePath, part: obtain._Part) -> None:
+        entries = [(record, request, False) for record, request, _ in part.entries]
+        original(self, part._replace(entries=entries))
 
     return patch.object(WritePath, "_append", append)
 

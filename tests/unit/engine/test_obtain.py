@@ -9,7 +9,7 @@ import pytest
 
 from target.journal.record import BLOCK_BYTES, RecordType
 from target.journal.ring import NewRecord
-from target.obtain import Entry, Overlay, WritePath
+from target.obtain import Overlay, WritePath
 from target.overlay import ZERO
 from target.volume import VolumeError
 from tests.simulation.sim_disk import SimDisk
@@ -51,7 +51,7 @@ class Bench:
         answer = Answer()
         buffer = bytearray([fill & 0xFF]) * length
         record = NewRecord(RecordType.UPDATE, 0, 1, offset, length, memoryview(buffer))
-        self.path.add(Entry(record, answer, fua))
+        self.path.add((record, answer, fua))
 
         def reuse() -> None:
             buffer[:] = b"\xee" * length
@@ -61,7 +61,7 @@ class Bench:
 
     def flush(self) -> Answer:
         answer = Answer()
-        self.path.add(Entry(None, answer, True))
+        self.path.add((None, answer, True))
         return answer
 
     def end_turn(self) -> None:
@@ -126,7 +126,7 @@ def test_the_writes_of_a_turn_are_one_pack_in_their_order() -> None:
 def test_reads_find_what_was_acknowledged_in_the_overlay() -> None:
     bench = Bench()
     bench.write(1, 4096, offset=8192)
-    bench.path.add(Entry(NewRecord(RecordType.ZERO, 0, 1, 4096, 4096, b""), Answer(), False))
+    bench.path.add((NewRecord(RecordType.ZERO, 0, 1, 4096, 4096, b""), Answer(), False))
     assert not bench.overlay.current
     bench.end_turn()
     granules = bench.overlay.current.granules[1]
@@ -362,7 +362,7 @@ def test_nothing_overtakes_what_is_held() -> None:
     bench.end_turn()
     small = bench.path
     zeros, flush = Answer(), bench.flush()
-    small.add(Entry(NewRecord(RecordType.ZERO, 0, 1, 0, 512, b""), zeros, False))
+    small.add((NewRecord(RecordType.ZERO, 0, 1, 0, 512, b""), zeros, False))
     bench.end_turn()
     assert not small.append_now([update(9, 512)])
     bench.settle()
