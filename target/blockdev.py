@@ -161,13 +161,17 @@ class FileDevice:
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         total = sum(map(len, buffers))
         if total <= _CALL_BYTES_MAX and len(buffers) <= _IOV_MAX:
-            count = os.pwritev(self._fd, buffers, offset)
-            if count != total:
-                self._write_rest(buffers, offset + count, count)
+            self._write_once(buffers, offset, total)
             return
         for part in _calls(buffers):
-            self.pwritev(part, offset)
-            offset += sum(map(len, part))
+            total = sum(map(len, part))
+            self._write_once(part, offset, total)
+            offset += total
+
+    def _write_once(self, buffers: Sequence[Buffer], offset: int, total: int) -> None:
+        count = os.pwritev(self._fd, buffers, offset)
+        if count != total:
+            self._write_rest(buffers, offset + count, count)
 
     def _write_rest(self, buffers: Sequence[Buffer], offset: int, written: int) -> None:
         """Go on behind a write that was cut. The buffers are not looked at (`view`)."""
