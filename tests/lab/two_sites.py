@@ -189,6 +189,11 @@ class Host:
         mount_points = " ".join(volume.mount_point for volume in VOLUMES)
         self.run(f"multipathd disablequeueing maps; umount -l {mount_points}; true")
         self.log_out(site)
+        # Fibre Channel keeps the devices of a port that is gone, and multipath makes no map with such a one.
+        self.run(
+            'lsblk -S -n -o NAME,TRAN,VENDOR | awk \'$2 == "fcoe" && $3 == "REPLCTL" { print $1 }\' |'
+            " while read -r disk; do echo 1 >/sys/block/$disk/device/delete; done"
+        )
 
     def device(self, site: str, volume: Volume) -> str:
         """The multipath device with this site's identity of the volume."""

@@ -28,8 +28,8 @@ configure() { # SETTINGS KEYS
     [[ $fabric != fc ]] || configure_fabric
     systemctl daemon-reload
     systemctl --quiet enable --now replctl-target.service replctl-hostagent.service
-    # Last, so that the port is a target when its peer meets it; enabled before, for the boots to come.
-    [[ $fabric != fc ]] || systemctl restart replctl-fabric.service
+    # Last, so that the port is a target when its peer meets it; enabled before, for the boots to come. One that is up stays.
+    [[ $fabric != fc ]] || systemctl start replctl-fabric.service
 }
 
 address() { # NETWORK SITE
@@ -68,7 +68,7 @@ write_keys() { # KEYS
 }
 
 write_site_toml() {
-    local peer volume portal lun=0
+    local peer volume lun=0
     {
         printf '[site]\nname = "%s"\nstate_dir = "%s"\n\n' "$site" "$STATE"
         printf '[target]\nfront_end = "%s"\ncontrol_socket = "/run/replctl-target/control.sock"\n\n' "$front_end"
@@ -95,9 +95,11 @@ write_site_toml() {
             [[ $peer == "$site" ]] && continue
             printf '\n[[peer]]\nname = "%s"\nssh = "%s:2022"\nhost_key = "%s"\n' \
                 "$peer" "$(address management "$peer")" "$(<"$CONFIG/$peer.host.pub")"
-            # By Fibre Channel the kernel finds the peer's journal itself.
-            [[ $fabric == fc ]] && portal=kernel || portal=$(address san "$peer"):3261
-            printf 'san_portal = "%s"\nsan_target = "%s:%s.san"\n' "$portal" "$IQN" "$peer"
+            if [[ $fabric == fc ]]; then # the kernel finds the peer's journal itself
+                printf 'san_portal = "kernel"\n'
+            else
+                printf 'san_portal = "%s:3261"\nsan_target = "%s:%s.san"\n' "$(address san "$peer")" "$IQN" "$peer"
+            fi
         done
     } >"$CONFIG/site.toml.new"
     mv "$CONFIG/site.toml.new" "$CONFIG/site.toml"

@@ -6,7 +6,9 @@ configure_fabric() {
     interface=$(interface_of "$(address san "$site")")
     say "Fibre Channel over $interface"
     printf 'INTERFACE=%s\n' "$interface" >"$CONFIG/fabric"
+    # Here, and at every boot to come: the subsystem may not load modules itself.
     printf 'fcoe\ntcm_fc\n' >/etc/modules-load.d/replctl-fabric.conf
+    modprobe -a fcoe tcm_fc
     systemctl --quiet enable replctl-fabric.service
 }
 
