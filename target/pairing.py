@@ -152,11 +152,15 @@ def _resync(
         position = journal.superblock.tail
     for volume, offset, length in extents:
         mirror.bitmap.mark(volume, offset, length)
+    # Until the secondary says that it follows, it has no more than before: this may have to be repeated. What
+    # it had of another history behind `common` does not count, wherever that came from.
+    received = common if reaches else mirror.entry.received
     group.mirrors.update(
         mirror,
         state=MirrorState.COPY,
-        # Until the secondary says that it follows, it has no more than before: this may have to be repeated.
-        received=common if reaches else mirror.entry.received,
+        received=received,
+        restored=min(received, mirror.entry.restored),
+        verified=min(received, mirror.entry.verified),
         copy_complete=SequenceNumber(0),
     )
     group.mirrors.save(mirror)

@@ -319,6 +319,22 @@ def test_a_resync_that_copies_blocks_calls_nothing_received_before_it_was_told()
     assert pair.primary.group.journal.keeps_from(had) is not None
 
 
+def test_what_a_mirror_had_of_another_history_is_not_shown_as_restored() -> None:
+    """It goes back behind less than it had: until it reports, status says no more than what both share."""
+    pair = make_pair(10)
+    pair.create()
+    pair.wait_pair()
+    pair.disconnect()
+    mirror = pair.primary.group.mirrors["b"]
+    common = SequenceNumber(mirror.entry.restored - 1)
+    begun: list[Begin | Exception | None] = []
+    resync_mirror(pair.primary.group, "b", common, [], lambda begin, error: begun.append(begin or error))
+    pair.clock.run_until(lambda: bool(begun))
+    assert isinstance(begun[0], Begin)
+    assert begun[0].sequence <= common
+    assert mirror.entry.restored <= mirror.entry.received == common
+
+
 def test_a_secondary_makes_room_for_a_pack_when_all_before_it_is_restored() -> None:
     clock = SimClock(10)
     shapes = {"data": 16 * MIB, "log": MIB}
