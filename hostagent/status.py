@@ -53,7 +53,8 @@ def pair_status(manager: CopyManager, group: Group) -> dict[str, Any]:
 
 def _mirror(manager: CopyManager, group: Group, state: GroupState, mirror: MirrorStatus) -> dict[str, Any]:
     report = group.reports.get(mirror.name)
-    shipped = max(mirror.received, group.shipped.get(mirror.name, 0) if report else 0)
+    received = min(mirror.received, mirror.confirmed)
+    shipped = max(received, group.shipped.get(mirror.name, 0) if report else 0)
     copy = None if mirror.copy is None else msgspec.to_builtins(mirror.copy)
     verify = None
     if report is not None and report.params.get("verified_extents"):
@@ -72,7 +73,7 @@ def _mirror(manager: CopyManager, group: Group, state: GroupState, mirror: Mirro
             "latest": state.latest,
             "durable": state.durable,
             "shipped": min(shipped, state.durable),
-            "received": mirror.received,
+            "received": received,
             "restored": mirror.restored,
             "verified": mirror.verified,
         },

@@ -425,6 +425,7 @@ class ConsistencyGroup:
         entry = mirror.entry
         if not mirror.flows:
             return
+        mirror.confirmed = max(received, mirror.confirmed)
         self.mirrors.update(
             mirror,
             received=max(received, entry.received),

@@ -35,6 +35,10 @@ class Mirror:
     def __init__(self, entry: MirrorEntry, bitmap: DifferentialBitmap) -> None:
         self.entry = entry
         self.bitmap = bitmap
+        self.confirmed = SequenceNumber(0)
+        """What it is known to have received of our journal: `entry.received` also says from where on a copy
+        keeps the journal for it.
+        """
 
     @property
     def name(self) -> str:

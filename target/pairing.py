@@ -155,6 +155,7 @@ def _resync(
     # Until the secondary says that it follows, it has no more than before: this may have to be repeated. What
     # it had of another history behind `common` does not count, wherever that came from.
     received = common if reaches else mirror.entry.received
+    mirror.confirmed = received
     group.mirrors.update(
         mirror,
         state=MirrorState.COPY,

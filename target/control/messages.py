@@ -59,6 +59,8 @@ class MirrorStatus(msgspec.Struct, frozen=True):
     reason: str
     complete: bool = True
     """Its copy was complete when we heard of it last."""
+    confirmed: int = 0
+    """What of `received` the mirror has said itself: a new one has not heard of its copy yet."""
 
 
 class FetchStatus(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from target.control.state import group_state
 from target.errors import ReplctlError
 from target.group import Access
 from target.histories import History, changed_since, export_since, follow, promote
@@ -317,6 +318,23 @@ def test_a_resync_that_copies_blocks_calls_nothing_received_before_it_was_told()
     assert pair.primary.group.mirrors["b"].entry.received == had
     pair.clock.run_for(6.0)
     assert pair.primary.group.journal.keeps_from(had) is not None
+
+
+def test_what_a_new_mirror_has_is_known_when_it_says_so() -> None:
+    """Until then the journal is kept for it from the end on, which says nothing of what it has."""
+    pair = make_pair(11)
+    write_some(pair.primary, random.Random(11), 30)
+    group = pair.primary.group
+    begun: list[Begin | Exception | None] = []
+    add_mirror(group, "b", 7, lambda begin, error: begun.append(begin or error))
+    pair.clock.run_until(lambda: bool(begun))
+    (shown,) = group_state(group, None).mirrors
+    assert shown.received == group.mirrors["b"].entry.received > 30
+    assert (shown.confirmed, shown.restored) == (0, 0)
+    nothing = SequenceNumber(0)
+    group.report_mirror(group.mirrors["b"], SequenceNumber(shown.received), nothing, nothing)
+    (shown,) = group_state(group, None).mirrors
+    assert shown.confirmed == shown.received
 
 
 def test_what_a_mirror_had_of_another_history_is_not_shown_as_restored() -> None:

@@ -95,6 +95,13 @@ def test_a_primary_shows_its_worst_pair(manager: CopyManager) -> None:
     assert states(shown(manager, state)) == ("primary", "PSUE", ["PAIR", "PSUE"])
 
 
+def test_a_new_mirror_is_not_shown_to_have_what_it_never_said(manager: CopyManager) -> None:
+    """The journal is kept for it from record 7 on, and all before that is still to be copied."""
+    state = group_state("primary", "", mirror("a", "copy", restored=0, confirmed=3))
+    sequence = shown(manager, state)["mirrors"][0]["sequence"]
+    assert (sequence["shipped"], sequence["received"], sequence["restored"]) == (3, 3, 0)
+
+
 @pytest.mark.parametrize("changes", [{"superseded": True}, {"access": "failed"}])
 def test_a_site_that_cannot_ship_any_more_shows_no_pair(
     manager: CopyManager, changes: dict[str, Any]
