@@ -122,7 +122,9 @@ class Mirrors:
     # -- the table --
 
     def add(self, name: str, state: MirrorState, received: SequenceNumber) -> Mirror:
-        """A new mirror that has everything up to `received`, with nothing marked."""
+        """A new mirror that has everything up to `received`, with nothing marked; one that is to be copied to
+        (COPY) has nothing, and the journal is kept for it from there on.
+        """
         if name in self.table:
             raise OperatorError(f"{name!r} is a mirror of this group already: resync or delete that pair")
         used = {mirror.entry.slot for mirror in self.table.values()}
@@ -133,7 +135,8 @@ class Mirrors:
         if not free:
             raise OperatorError(f"a group has {len(used)} mirrors at most: delete one first")
         nothing = SequenceNumber(0)
-        entry = MirrorEntry(name, state, free[0], received, received, nothing, nothing)
+        restored = nothing if state is MirrorState.COPY else received
+        entry = MirrorEntry(name, state, free[0], received, restored, nothing, nothing)
         mirror = Mirror(entry, self.store.create(free[0]))
         self.table[name] = mirror
         self.save(mirror)
