@@ -35,9 +35,9 @@ class Mirror:
     def __init__(self, entry: MirrorEntry, bitmap: DifferentialBitmap) -> None:
         self.entry = entry
         self.bitmap = bitmap
-        self.confirmed = SequenceNumber(0)
-        """What it is known to have received of our journal: `entry.received` also says from where on a copy
-        keeps the journal for it.
+        self.confirmed = entry.restored
+        """What it is known to have received of our journal. `entry.received` says behind which record it is
+        known what it lacks: for a new mirror that is where its copy begins.
         """
 
     @property
@@ -258,10 +258,13 @@ class Mirrors:
                 if mirror.entry.received >= to.sequence:
                     continue
                 if extents is None:
-                    _log.error(
-                        "what is discarded cannot be read (%s): all of %s is marked", error, mirror.name
+                    # To mark everything instead would be a full copy which nobody was told of (I7).
+                    self.update(mirror, received=to.sequence)
+                    self._on_suspended(
+                        mirror,
+                        f"what the journal discarded could not be read ({error}): what {mirror.name} lacks "
+                        "is not known any more. Delete the pair and create it again (a full copy)",
                     )
-                    mirror.bitmap.mark_all()
                 else:
                     for volume, offset, length in extents:
                         mirror.bitmap.mark(volume, offset, length)

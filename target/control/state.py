@@ -100,7 +100,7 @@ def _mirror(group: ConsistencyGroup, mirror: Mirror) -> MirrorStatus:
         name=entry.name,
         state=entry.state.name.lower(),
         received=entry.received,
-        confirmed=entry.received if entry.state is not MirrorState.COPY else mirror.confirmed,
+        confirmed=mirror.confirmed,
         restored=entry.restored,
         verified=entry.verified,
         marked_bytes=mirror.bitmap.marked_bytes,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from target.control.state import group_state
-from target.errors import ReplctlError
+from target.errors import ConflictError, ReplctlError
 from target.group import Access
 from target.histories import History, changed_since, export_since, follow, promote
 from target.journal.record import SequenceNumber
@@ -223,6 +223,32 @@ def test_a_full_journal_marks_and_resync_copies_only_what_is_marked() -> None:
     pair.wait_pair()
     pair.wait_level()
     pair.assert_equal()
+
+
+def test_what_was_discarded_unread_is_no_full_copy_that_nobody_asked_for() -> None:
+    pair = make_pair(12)
+    pair.create()
+    pair.wait_pair()
+    pair.disconnect()
+    write_some(pair.primary, random.Random(12), 30)
+    pair.primary.flush_now()
+    pair.clock.run_for(6.0)
+    group = pair.primary.group
+    mirror, had = group.mirrors["b"], group.mirrors["b"].entry.restored
+    pair.primary.journal_disk.fail_reads = OSError("EIO")
+    group.mirrors.let_go()
+    pair.clock.run_until(lambda: not group.mirrors.discarding)
+    pair.primary.journal_disk.mend()
+    pair.clock.run_until(group.mirrors.let_go)
+    assert mirror.entry.state is MirrorState.ERROR
+    assert not mirror.bitmap
+    assert "full copy" in group.reasons["b"]
+    assert mirror.confirmed == had < mirror.entry.received
+    errors: list[Exception | None] = []
+    resync_mirror(group, "b", had, [], lambda begin, error: errors.append(error))
+    pair.clock.run_until(lambda: bool(errors))
+    assert isinstance(errors[0], ConflictError)
+    assert "what lies between is not known" in str(errors[0])
 
 
 def test_forced_takeover_and_failback_with_differences_only(tmp_path: Path) -> None:
