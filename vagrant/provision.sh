@@ -2,7 +2,7 @@
 # Makes a Debian 12 machine a site of replctl. The QEMU lab (scripts/lab) and Vagrant run this same script.
 #
 #     provision.sh install SOURCE [WHEELS]    packages, Python environment, units: provision/install.sh
-#     provision.sh update SOURCE              the project's code alone, from a newer checkout
+#     provision.sh update SOURCE              the project's code alone, from a newer checkout or an archive of it
 #     provision.sh configure SETTINGS KEYS    volumes, site.toml, fabric, daemons: provision/configure.sh
 #
 # Run as root. What is there already stays, so that each may be run again.
@@ -36,6 +36,7 @@ case "${1:-}" in
         ;;
     configure)
         [[ $# == 3 ]] || usage
+        source "$HERE/provision/install.sh"
         source "$HERE/provision/configure.sh"
         source "$HERE/provision/fabric.sh"
         configure "$2" "$3"

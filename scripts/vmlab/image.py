@@ -18,12 +18,12 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from scripts.vmlab.code import PYTHON_OF_SUITE, SOURCES, as_root
 from scripts.vmlab.failure import run
 from scripts.vmlab.kernel import GUEST_FILES
 from scripts.vmlab.repository import KEYRING, SUITE, Repository
 
 PROJECT = Path(__file__).resolve().parents[2]
-PYTHON_OF_SUITE = "3.11"
 _ROOT_MIB = 1536
 _LAB_PACKAGES = ["iputils-ping", "less"]
 _BUILD_TOOLS = ["setuptools>=68", "wheel"]
@@ -35,8 +35,6 @@ _PLATFORMS = (
 )
 _MINIMAL = ("man", "doc", "locale", "info", "i18n/locales", "zoneinfo/right")
 """Directories of /usr/share that nobody reads in a lab."""
-_SOURCES = ("target", "hostagent", "vagrant", "pyproject.toml", "README.md")
-"""What of the project a machine is made of; the rest is for those who work on it."""
 
 
 def packages() -> list[str]:
@@ -156,21 +154,13 @@ def _pack_additions(wheels: Path, to: Path) -> None:
     """Everything that is not a package: /lab, which is gone afterwards, and the guests' own files."""
     with tarfile.open(to, "w") as archive:
         for path in sorted(wheels.iterdir()):
-            archive.add(path, f"lab/wheels/{path.name}", filter=_as_root)
-        for name in _SOURCES:
-            archive.add(PROJECT / name, f"lab/source/{name}", filter=_as_root)
+            archive.add(path, f"lab/wheels/{path.name}", filter=as_root)
+        for name in SOURCES:
+            archive.add(PROJECT / name, f"lab/source/{name}", filter=as_root)
         for path in sorted(GUEST_FILES.iterdir()):
             where = re.sub("^", "lab/guest/", path.name)
-            archive.add(path, where, filter=_as_root)
+            archive.add(path, where, filter=as_root)
         archive.addfile(_executable("lab/install", _INSTALL), io.BytesIO(_INSTALL))
-
-
-def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if "__pycache__" in member.name:
-        return None
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member
 
 
 def _executable(name: str, content: bytes) -> tarfile.TarInfo:

@@ -22,8 +22,8 @@ from scripts.vmlab.repository import Repository
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 _BOOT_MODULES = ["virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "9pnet_virtio", "virtio_net"]
-"""What the initramfs loads. ext4's checksums come from a module that it names at run time only. The last two are
-for guest/boot, which would have to wait for udev to load them (6.12: it came first, and found no network).
+"""What the initramfs loads. ext4's checksums come from a module that it names at run time only. The last two
+are for guest/boot, which would have to wait for udev to load them (on 6.12 it came first, and found none).
 """
 
 _X86_BOOT_MAGIC, _X86_BOOT_MAGIC_AT = b"HdrS", 0x202

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from scripts.vmlab.board import Hardware
+from scripts.vmlab.code import pack_code
 from scripts.vmlab.failure import LabError, run
 from scripts.vmlab.image import PROJECT, build_root, cached_root
 from scripts.vmlab.kernel import Kernel, build_kernel, cached_kernel, newest_kernel
 from scripts.vmlab.layout import CONTROL_GUEST, CONTROL_INTERFACE, MACHINES_MAX, Network, machines
-from scripts.vmlab.machine import Hardware, VirtualMachine
+from scripts.vmlab.machine import VirtualMachine
 from scripts.vmlab.repository import Repository
+from scripts.vmlab.template import build_template
 from scripts.vmlab.wires import Wires
 
 BOOT_SECONDS_MAX = 180.0
@@ -26,6 +30,8 @@ KERNEL = "6.1"
 SITES = ("a", "b")
 """The third machine is a host and no site."""
 _PROVISION = "/lab-source/vagrant/provision.sh"
+_CODE = "code.tar"
+_UPDATE = f"{_PROVISION} update /lab-seed/{_CODE}"
 _IQN = "iqn.2026-01.org.replctl"
 
 
@@ -74,7 +80,9 @@ class Lab:
 
     @property
     def choices(self) -> Choices:
-        return self._read()[0]
+        fields = self._read()["choices"]
+        hardware = Hardware(**fields.pop("hardware"))
+        return Choices(**fields, hardware=hardware)
 
     @property
     def machines(self) -> list[VirtualMachine]:
@@ -91,6 +99,8 @@ class Lab:
     def make(self, choices: Choices, cache: Path, mirror: str) -> None:
         """Everything but the running machines. From the cache alone, if it has what is needed."""
         kernel, root = images(cache, choices.kernel, mirror)
+        with _locked(cache / "build.lock"):
+            template = build_template(kernel, root, choices.hardware, cache)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = [machine.name for machine in machines(choices.machines)]
         run([str(PROJECT / "vagrant" / "make-keys.sh"), str(self.directory / "keys"), *names])
@@ -99,41 +109,61 @@ class Lab:
             virtual = VirtualMachine(machine, self.directory)
             virtual.seed.mkdir(parents=True, exist_ok=True)
             self._write_seed(virtual, choices)
-            virtual.make_disks(root, choices.hardware)
+            virtual.make_disks(template, choices.hardware)
         unfinished = self._plan.with_suffix(".new")
         unfinished.write_text(
             json.dumps(
-                {"choices": asdict(choices), "kernel": str(kernel.image.parent), "root": str(root)}, indent=1
+                {
+                    "choices": asdict(choices),
+                    "kernel": str(kernel.image.parent),
+                    "root": str(root),
+                    "template": str(template.root),
+                    "cache": str(cache.absolute()),
+                },
+                indent=1,
             )
         )
         unfinished.rename(self._plan)
 
     def up(self, names: list[str]) -> dict[str, bool]:
         """Start what does not run; says of each machine whether it was started. All are ready then."""
-        choices, kernel, root = self._read()
-        if not root.exists() or not kernel.image.exists():
-            raise LabError(f"{root} is gone from the cache: scripts/lab down, and up again")
+        choices, plan = self.choices, self._read()
+        for name in ("kernel", "root", "template"):
+            if not Path(plan[name]).exists():
+                raise LabError(f"{plan[name]} is gone from the cache: scripts/lab down, and up again")
+        kernel = cached_kernel(Path(plan["kernel"]))
         self.wires.start([machine.machine for machine in self.machines])
         chosen = [machine for machine in self.machines if not names or machine.name in names]
+        if choices.configure:
+            self._pack_code(chosen)
         started = {}
         for machine in chosen:
             started[machine.name] = not machine.running
             if not machine.running:
                 machine.start(kernel, choices.hardware, self.wires, Path(choices.source))
         self._write_ssh_config()
-        for machine in chosen:
+
+        def make_ready(machine: VirtualMachine) -> None:
             machine.wait_for_ssh(BOOT_SECONDS_MAX)
-        if choices.configure:
-            new = [machine for machine in chosen if started[machine.name]]
-            with ThreadPoolExecutor(MACHINES_MAX) as each:  # at once: they wait for themselves alone
-                list(each.map(self._configure, new))
+            if choices.configure and started[machine.name]:
+                self._configure(machine)
+
+        with ThreadPoolExecutor(MACHINES_MAX) as each:  # at once: they wait for themselves alone
+            list(each.map(make_ready, chosen))
         return started
 
     def sync(self) -> None:
         """Bring the checkout's code to the machines that run, and restart their daemons."""
-        for machine in self.machines:
-            if machine.running:
-                machine.run(f"{_PROVISION} update /lab-source && systemctl try-restart 'replctl-*.service'")
+        running = [machine for machine in self.machines if machine.running]
+        self._pack_code(running)
+        for machine in running:
+            machine.run(f"{_UPDATE} && systemctl try-restart 'replctl-*.service'")
+
+    def _pack_code(self, machines: list[VirtualMachine]) -> None:
+        code = self.directory / _CODE
+        pack_code(Path(self.choices.source), Path(self._read()["cache"]), code)
+        for machine in machines:
+            shutil.copy(code, machine.seed)
 
     def down(self) -> list[str]:
         """End everything and forget it; says what ran."""
@@ -149,19 +179,14 @@ class Lab:
     def _configure(self, machine: VirtualMachine) -> None:
         if not (machine.seed / "settings").exists():
             return
-        script = (
-            f"{_PROVISION} update /lab-source && {_PROVISION} configure /lab-seed/settings /lab-seed/keys"
-        )
+        script = f"{_UPDATE} && {_PROVISION} configure /lab-seed/settings /lab-seed/keys"
         machine.run(script, timeout_seconds=_CONFIGURE_SECONDS_MAX)
 
-    def _read(self) -> tuple[Choices, Kernel, Path]:
+    def _read(self) -> dict[str, Any]:
         try:
-            plan = json.loads(self._plan.read_text())
+            return dict(json.loads(self._plan.read_text()))
         except FileNotFoundError:
             raise LabError(f"{self.directory} holds no lab; make one with: scripts/lab up") from None
-        fields = plan["choices"]
-        hardware = Hardware(**fields.pop("hardware"))
-        return Choices(**fields, hardware=hardware), cached_kernel(Path(plan["kernel"])), Path(plan["root"])
 
     def _write_seed(self, virtual: VirtualMachine, choices: Choices) -> None:
         """What the guest is told by the directory that it mounts at boot (guest/boot reads it)."""
@@ -224,6 +249,7 @@ class Lab:
             "Host *\n  HostName 127.0.0.1\n  User root\n  IdentitiesOnly yes\n"
             f"  IdentityFile {control}/a/id_ed25519\n  UserKnownHostsFile {known_hosts}\n"
             "  StrictHostKeyChecking yes\n  LogLevel ERROR\n  ConnectTimeout 60\n"
+            "  KexAlgorithms curve25519-sha256\n"  # the default takes a machine without acceleration a second
             "  ServerAliveInterval 15\n  ServerAliveCountMax 8\n"
             f"  ControlMaster auto\n  ControlPersist 120\n  ControlPath {self.directory}/%n.ssh\n"
         )

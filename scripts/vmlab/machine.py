@@ -1,9 +1,4 @@
-"""One virtual machine: its files, its QEMU, and the way in by ssh on a loopback port of the host.
-
-Disks: vda (root file system) and vdc (data) are copy-on-write and keep what the machine flushed, vdb
-(modules) is read only. `cache=writeback`: a flush of the guest is one of the host's, and what it did not
-flush may be lost with QEMU.
-"""
+"""One virtual machine: its files, its QEMU, and the way in by ssh on a loopback port of the host."""
 
 from __future__ import annotations
 
@@ -11,29 +6,17 @@ import re
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.vmlab.board import COMMAND_LINE, Files, Hardware, qemu_arguments
 from scripts.vmlab.failure import LabError, run
 from scripts.vmlab.kernel import Kernel
-from scripts.vmlab.layout import CONTROL_GUEST, CONTROL_NETWORK, Machine, Network
+from scripts.vmlab.layout import Machine, Network
 from scripts.vmlab.qemu import Process
+from scripts.vmlab.template import Template, go_on, incoming, make_data_disk
 from scripts.vmlab.wires import Wires
 
-_CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt"
-"""The second level of the x86-64 ABI: wheels are built for it, and SSE 4.2 has the CRC-32C instruction."""
-
-_COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr net.ifnames=0 systemd.show_status=no"
 _SERIAL_LINES = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What every machine of a lab has."""
-
-    memory_mib: int = 768
-    cpus: int = 2
-    data_mib: int = 2048
 
 
 class VirtualMachine:
@@ -48,6 +31,8 @@ class VirtualMachine:
         self._ssh_config = directory / "ssh_config"
         self._root = self.directory / "root.qcow2"
         self._data = self.directory / "data.qcow2"
+        self._memory = self.directory / "memory"
+        self._go_on = self.directory / "go-on.sock"
 
     @property
     def name(self) -> str:
@@ -57,52 +42,36 @@ class VirtualMachine:
     def running(self) -> bool:
         return self.process.pid is not None
 
-    def make_disks(self, root: Path, hardware: Hardware) -> None:
-        backing = ["-o", f"backing_file={root},backing_fmt=raw"]
+    def make_disks(self, template: Template, hardware: Hardware) -> None:
+        backing = ["-o", f"backing_file={template.root},backing_fmt=qcow2"]
         run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(self._root)])
-        run(["qemu-img", "create", "-q", "-f", "qcow2", str(self._data), f"{hardware.data_mib}M"])
+        make_data_disk(self._data, hardware)
+        self._memory.unlink(missing_ok=True)
+        self._memory.symlink_to(template.memory)
 
     def start(self, kernel: Kernel, hardware: Hardware, wires: Wires, source: Path) -> None:
-        """Power on, with a checkout of the project to read; returns at once. Not while it runs."""
+        """Power on, with a checkout of the project to read. Not while it runs; `wait_for_ssh` goes on."""
         self.serial.unlink(missing_ok=True)
-        arguments = [
-            "-name",
-            self.name,
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi,tb-size=256",
-            "-cpu",
-            _CPU,
-        ]
-        arguments += ["-smp", str(hardware.cpus), "-m", str(hardware.memory_mib)]
-        arguments += [
-            "-kernel",
-            str(kernel.image),
-            "-initrd",
-            str(kernel.initramfs),
-            "-append",
-            _COMMAND_LINE,
-        ]
-        arguments += ["-serial", f"file:{self.serial}", "-device", "virtio-rng-pci"]
-        for path, settings in (
-            (self._root, "format=qcow2"),
-            (kernel.modules, "format=raw,readonly=on"),
-            (self._data, "format=qcow2"),
-        ):
-            arguments += ["-drive", f"file={path},if=virtio,cache=writeback,discard=unmap,{settings}"]
-        for network in Network:
-            path = wires.socket(self.name, network)
-            arguments += ["-netdev", f"stream,id={network.word},server=off,addr.type=unix,addr.path={path}"]
-            arguments += ["-device", _card(network.word, self.machine.mac(network))]
-        # Port 0: the host's kernel chooses a free one. restrict=on: the guest reaches no network of the host.
-        forward = f"restrict=on,net={CONTROL_NETWORK},hostfwd=tcp:127.0.0.1:0-{CONTROL_GUEST}:22"
-        arguments += ["-netdev", f"user,id=control,ipv6=off,{forward}"]
-        arguments += ["-device", _card("control", self.machine.control_mac)]
-        for tag, path in (("seed", self.seed), ("source", source)):
-            share = f"local,path={path},mount_tag={tag},security_model=none,readonly=on,multidevs=remap"
-            arguments += ["-virtfs", share]
+        arguments = qemu_arguments(
+            self.machine,
+            Files(self._root, self._data, self.serial, self._go_on, self.seed, source),
+            kernel,
+            hardware,
+            [
+                f"stream,server=off,addr.type=unix,addr.path={wires.socket(self.name, each)}"
+                for each in Network
+            ],
+            COMMAND_LINE,
+        )
+        if self._memory.exists():
+            arguments += incoming(self._memory.resolve())
         self.process.start(arguments)
+
+    def _begin(self) -> None:
+        """The first time, from where its template was stopped; from then on its disk is ahead of that."""
+        if self._memory.is_symlink():
+            self._memory.unlink()
+            go_on(self.process, self._go_on)
 
     def port(self) -> int:
         """The host's loopback port that leads to the guest's ssh."""
@@ -114,13 +83,14 @@ class VirtualMachine:
 
     def wait_for_ssh(self, timeout_seconds: float) -> None:
         """Until sshd greets."""
+        self._begin()
         deadline = time.monotonic() + timeout_seconds
         port = self.port()
         while time.monotonic() < deadline:
             if not self.running:
                 raise LabError(f"{self.name} ended while it started:\n{self.last_words()}")
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
                     if connection.recv(4) == b"SSH-":
                         return
             except OSError:
@@ -168,7 +138,3 @@ class VirtualMachine:
         except OSError:
             return "(nothing on its serial line)"
         return "\n".join(lines[-_SERIAL_LINES:])
-
-
-def _card(netdev: str, mac: str) -> str:
-    return f"virtio-net-pci,netdev={netdev},mac={mac},romfile="

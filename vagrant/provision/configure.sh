@@ -26,8 +26,9 @@ configure() { # SETTINGS KEYS
     write_multipath_conf
     write_unit_dependencies
     [[ $fabric != fc ]] || configure_fabric
+    switch_units enable replctl-target.service replctl-hostagent.service
     systemctl daemon-reload
-    systemctl --quiet enable --now replctl-target.service replctl-hostagent.service
+    systemctl start replctl-target.service replctl-hostagent.service
     # Last, so that the port is a target when its peer meets it; enabled before, for the boots to come. One that is up stays.
     [[ $fabric != fc ]] || systemctl start replctl-fabric.service
 }

@@ -9,7 +9,7 @@ configure_fabric() {
     # Here, and at every boot to come: the subsystem may not load modules itself.
     printf 'fcoe\ntcm_fc\n' >/etc/modules-load.d/replctl-fabric.conf
     modprobe -a fcoe tcm_fc
-    systemctl --quiet enable replctl-fabric.service
+    switch_units enable replctl-fabric.service
 }
 
 interface_of() { # ADDRESS

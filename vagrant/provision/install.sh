@@ -15,9 +15,18 @@ install_packages() {
     apt-get -q -y install --no-install-recommends "${missing[@]}"
 }
 
-install_source() { # SOURCE
+install_source() { # SOURCE: a checkout, or an archive of one, with its byte code or without
     mkdir -p "$SOURCE"
     [[ $1 -ef $SOURCE ]] && return 0
+    if [[ -f $1 ]]; then
+        rm -rf "$SOURCE.new"
+        mkdir "$SOURCE.new"
+        tar -xf "$1" -C "$SOURCE.new"
+        rm -rf "$SOURCE"
+        mv "$SOURCE.new" "$SOURCE"
+        [[ -e $SOURCE/target/__pycache__ ]] || compile_source
+        return 0
+    fi
     (cd "$1" && rsync -a --delete --exclude __pycache__ --no-owner --no-group "${SOURCES[@]}" "$SOURCE/")
     compile_source
 }
@@ -40,6 +49,12 @@ install_python() { # [WHEELS]
     ln -sf "$VENV"/bin/{replctl,replctl-target,replctl-hostagent} /usr/local/bin/
 }
 
+# Without the reloads that each would bring, and those of update-rc.d: one alone takes a machine without hardware
+# acceleration seconds.
+switch_units() { # enable|disable UNIT...
+    SYSTEMCTL_SKIP_SYSV=1 systemctl --quiet --no-reload "$@"
+}
+
 install_units() {
     local unit changed=''
     for unit in "$HERE"/systemd/*.service; do
@@ -52,6 +67,6 @@ install_units() {
     # LIO's database of reservations and ALUA states: where Debian's rtslib puts it, and where the kernel looks.
     mkdir -p "$CONFIG" "$STATE" /etc/rtslib-fb-target/{pr,alua} /etc/target/{pr,alua}
     # LIO is configured by the subsystem alone, the FCoE ports by replctl-fabric.service.
-    systemctl --quiet disable rtslib-fb-targetctl.service fcoe-utils.service 2>/dev/null || true
+    switch_units disable rtslib-fb-targetctl.service fcoe-utils.service 2>/dev/null || true
     [[ ! -d /run/systemd/system ]] || systemctl daemon-reload
 }
