@@ -1,7 +1,7 @@
 """The project's code on its way to the machines: one archive with its byte code, if this Python can make it.
 
-A machine without hardware acceleration takes half a minute to compile what this host compiles in two seconds,
-and byte code depends on nothing but the release of Python, and on size and time of its source.
+A machine without hardware acceleration is some twenty times slower at compiling, and byte code depends on
+nothing but the release of Python, and on size and time of its source.
 """
 
 from __future__ import annotations
