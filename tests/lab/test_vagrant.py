@@ -108,8 +108,8 @@ def daemon(*command: str) -> Iterator[None]:
 
 def libvirtd(directory: Path) -> AbstractContextManager[None]:
     """Without /dev/kvm: while it is there and does not work, libvirt asks QEMU anew at every look at its
-    capabilities (4 s, measured), and Vagrant looks often. So that what is mounted over it may stay, QEMU gets no
-    /dev of its own.
+    capabilities (4 s, measured), and Vagrant looks often. So that what is mounted over it may stay, QEMU gets
+    no /dev of its own.
     """
     no_kvm, configuration = directory / "no-kvm", directory / "qemu.conf"
     no_kvm.touch(mode=0o600)
