@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+from scripts.vmlab.board import Hardware
 from scripts.vmlab.box import pack_box
 from scripts.vmlab.failure import LabError
 from scripts.vmlab.image import PROJECT
-from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, build, images
+from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, build, images, template_of
 from scripts.vmlab.layout import MACHINES_MAX, Network
 
 _HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replctl"
@@ -34,7 +35,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--mirror", default=MIRROR, help="Debian's archive (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("build", help="kernel and root file system of today's package versions")
+    one = commands.add_parser(
+        "build", help="kernel, root file system and template of today's package versions"
+    )
     one.add_argument("--kernel", default=KERNEL, help="6.1, or 6.12 from backports (%(default)s)")
     one.set_defaults(command=_build)
 
@@ -84,7 +87,9 @@ def _parse() -> argparse.Namespace:
 
 def _build(arguments: argparse.Namespace) -> None:
     kernel, root = build(arguments.cache, arguments.kernel, arguments.mirror)
-    print(f"kernel  {kernel.version}  {kernel.image.parent}\nroot    {root}")
+    template = template_of(kernel, root, Hardware(), arguments.cache)
+    print(f"kernel    {kernel.version}  {kernel.image.parent}")
+    print(f"root      {root}\ntemplate  {template.root.parent}")
 
 
 def _box(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from scripts.vmlab.kernel import Kernel, build_kernel, cached_kernel, newest_ker
 from scripts.vmlab.layout import CONTROL_GUEST, CONTROL_INTERFACE, MACHINES_MAX, Network, machines
 from scripts.vmlab.machine import VirtualMachine
 from scripts.vmlab.repository import Repository
-from scripts.vmlab.template import build_template
+from scripts.vmlab.template import Template, build_template
 from scripts.vmlab.wires import Wires
 
 BOOT_SECONDS_MAX = 180.0
@@ -66,6 +66,12 @@ def images(cache: Path, release: str, mirror: str) -> tuple[Kernel, Path]:
     return build(cache, release, mirror) if kernel is None or root is None else (kernel, root)
 
 
+def template_of(kernel: Kernel, root: Path, hardware: Hardware, cache: Path) -> Template:
+    """What machines with this hardware go on from; booted now if the cache has none."""
+    with _locked(cache / "build.lock"):
+        return build_template(kernel, root, hardware, cache)
+
+
 class Lab:
     """The lab in a directory; what was decided when it was made is in `lab.json`."""
 
@@ -99,8 +105,7 @@ class Lab:
     def make(self, choices: Choices, cache: Path, mirror: str) -> None:
         """Everything but the running machines. From the cache alone, if it has what is needed."""
         kernel, root = images(cache, choices.kernel, mirror)
-        with _locked(cache / "build.lock"):
-            template = build_template(kernel, root, choices.hardware, cache)
+        template = template_of(kernel, root, choices.hardware, cache)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = [machine.name for machine in machines(choices.machines)]
         run([str(PROJECT / "vagrant" / "make-keys.sh"), str(self.directory / "keys"), *names])
