@@ -68,7 +68,7 @@ def test_a_volume_is_one_by_fibre_channel_and_by_iscsi(sites: TwoSites, host: Ho
 def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
     sites: TwoSites, host: Host
 ) -> None:
-    found = sites.run("b", "lsblk -d -n -r -o TRAN,VENDOR,RO | grep LIO-ORG").split()
+    found = sites.run("b", "lsblk -d -n -o TRAN,VENDOR,RO | grep LIO-ORG").split()
     assert found == ["fcoe", "LIO-ORG", "1"]
 
 
