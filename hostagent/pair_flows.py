@@ -109,10 +109,12 @@ class PairFlows:
         ):  # a create that broke off here; where only the peer follows, it broke off there
             yield Call(None, "mirror.remove", {"group": group.name, "mirror": site}, 90.0)
         new = next_state(PairState.SMPL, Event.CREATE)
+        # What reigned there once, and was given up, must not supersede us at our next start.
+        epoch = self._manager.store.next_epoch(group.name, mine.group_id, mine.epoch, theirs.epoch)
         begin = yield Call(
             None,
             "mirror.add",
-            {"group": group.name, "mirror": site, "reign": self._environment.random_reign()},
+            {"group": group.name, "mirror": site, "epoch": epoch, "reign": self._environment.random_reign()},
         )
         try:
             yield from self._follow(group, site, begin)

@@ -72,6 +72,11 @@ class Store:
         ).fetchone()
         return None if row is None else NewestEpoch(row[0], int(row[1], 16), row[2])
 
+    def next_epoch(self, group: str, group_id: str, *epochs: int) -> int:
+        """One that is newer than these, and than all this site has heard of."""
+        known = self.newest_epoch(group, group_id)
+        return max(*epochs, known.epoch if known else 0) + 1
+
     # -- pairs --
 
     def save_pair(self, group: str, site: str, role: str, state: str, received: int, restored: int) -> None:

@@ -138,8 +138,7 @@ class TakeoverFlows:
         return {}
 
     def _next_epoch(self, group: Group, mine: GroupState, old: int | None) -> int:
-        known = self._manager.store.newest_epoch(group.name, mine.group_id)
-        return max(mine.epoch, old or 0, known.epoch if known else 0) + 1
+        return self._manager.store.next_epoch(group.name, mine.group_id, mine.epoch, old or 0)
 
     def _promote(self, group: Group, epoch: int, mirrors: list[tuple[str, int]]) -> Flow:
         params = {

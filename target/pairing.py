@@ -37,14 +37,15 @@ class Begin:
 Began = Callable[["Begin | None", "Exception | None"], None]
 
 
-def add_mirror(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
+def add_mirror(group: ConsistencyGroup, name: str, epoch: int, reign: int, done: Began) -> None:
     """A new secondary: everything is marked, its journal begins at the end of ours.
 
-    A simplex group becomes a primary, in its first or next epoch. Raises OperatorError.
+    A simplex group becomes a primary, in this epoch; and a primary whose own is not the one before it begins
+    it, too: who had a newer one has given it up. Raises OperatorError.
     """
     _check_primary(group)
 
-    _when_ready(group, done, lambda: _add(group, name, reign, done))
+    _when_ready(group, done, lambda: _add(group, name, epoch, reign, done))
 
 
 def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) -> None:
@@ -62,9 +63,9 @@ def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) 
     when_room(group, ready)
 
 
-def _add(group: ConsistencyGroup, name: str, reign: int, done: Began) -> None:
-    if group.role is Role.SIMPLEX:
-        begin_epoch(group, group.journal.superblock.epoch + 1, reign)
+def _add(group: ConsistencyGroup, name: str, epoch: int, reign: int, done: Began) -> None:
+    if group.role is Role.SIMPLEX or epoch > group.journal.superblock.epoch + 1:
+        begin_epoch(group, epoch, reign)
     group.write_path.end_turn()
     mirror = group.mirrors.add(name, MirrorState.COPY, group.journal.head.sequence)
     mirror.bitmap.mark_all()

@@ -182,10 +182,11 @@ class SetAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AddMirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`reign` names the epoch that begins if the group was simplex."""
+    """`epoch` and `reign` are of the epoch that begins if the group was simplex, or others had newer ones."""
 
     group: str
     mirror: str
+    epoch: int
     reign: int
 
 

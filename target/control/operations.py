@@ -283,7 +283,7 @@ class Operations:
 
     def _add_mirror(self, params: AddMirror, reply: Reply) -> None:
         group = self._engine.group(params.group)
-        add_mirror(group, params.mirror, params.reign, _answer_begin(reply))
+        add_mirror(group, params.mirror, params.epoch, params.reign, _answer_begin(reply))
 
     def _remove_mirror(self, params: OfMirror, reply: Reply) -> None:
         group = self._engine.group(params.group)

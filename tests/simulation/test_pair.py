@@ -81,7 +81,8 @@ class Pair:
         follow(self.secondary.group, history, followed)
 
     def create(self) -> None:
-        add_mirror(self.primary.group, self.secondary.name, reign=77, done=self._follow)
+        epoch = self.primary.group.journal.superblock.epoch + 1
+        add_mirror(self.primary.group, self.secondary.name, epoch, 77, self._follow)
 
     def resync(self, export: Path | None = None) -> None:
         self.disconnect()
@@ -352,7 +353,7 @@ def test_what_a_new_mirror_has_is_known_when_it_says_so() -> None:
     write_some(pair.primary, random.Random(11), 30)
     group = pair.primary.group
     begun: list[Begin | Exception | None] = []
-    add_mirror(group, "b", 7, lambda begin, error: begun.append(begin or error))
+    add_mirror(group, "b", 1, 7, lambda begin, error: begun.append(begin or error))
     pair.clock.run_until(lambda: bool(begun))
     (shown,) = group_state(group, None).mirrors
     assert shown.received == group.mirrors["b"].entry.received > 30
@@ -361,6 +362,23 @@ def test_what_a_new_mirror_has_is_known_when_it_says_so() -> None:
     group.report_mirror(group.mirrors["b"], SequenceNumber(shown.received), nothing, nothing)
     (shown,) = group_state(group, None).mirrors
     assert shown.confirmed == shown.received
+
+
+@pytest.mark.parametrize(("epoch", "then"), [(2, 1), (5, 5)])
+def test_a_primary_gets_ahead_of_an_epoch_that_its_new_mirror_gave_up(epoch: int, then: int) -> None:
+    """Or that one's word, or our own memory of it, would supersede us at our next start."""
+    pair = make_pair(13)
+    pair.create()
+    pair.wait_pair()
+    group = pair.primary.group
+    assert group.journal.superblock.epoch == 1
+    begun: list[Begin | Exception | None] = []
+    add_mirror(group, "c", epoch, 9, lambda begin, error: begun.append(begin or error))
+    pair.clock.run_until(lambda: bool(begun))
+    assert isinstance(begun[0], Begin)
+    assert group.journal.superblock.epoch == then
+    pair.wait_level()
+    assert pair.secondary.group.journal.superblock.epoch == then
 
 
 def test_what_a_mirror_had_of_another_history_is_not_shown_as_restored() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from target.journal.superblock import MirrorState, Role
+from target.journal.superblock import Flag, MirrorState, Role
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
@@ -18,7 +18,11 @@ class Divergence(Checker):
         if not self.world.quiet or self.world.clock.now - self.world.last_fault_at < _KNOWN_AFTER_SECONDS:
             return
         for site in self.world.sites.values():
-            if site.target.alive and site.target.group.role is Role.PRIMARY:
+            if not site.target.alive or site.target.group.role is not Role.PRIMARY:
+                continue
+            if (
+                not site.target.group.journal.superblock.flags & Flag.SUPERSEDED
+            ):  # it shows PSUE for all pairs
                 self._look(site)
 
     def _look(self, site: SimSite) -> None:

@@ -32,7 +32,13 @@ def site() -> Site:
 
 def with_mirror(site: Site, name: str = "b") -> Begin:
     begun: list[Begin | Exception | None] = []
-    add_mirror(site.group, name, 77, lambda begin, error: begun.append(begin or error))
+    add_mirror(
+        site.group,
+        name,
+        site.group.journal.superblock.epoch + 1,
+        77,
+        lambda begin, error: begun.append(begin or error),
+    )
     site.clock.run_until(lambda: bool(begun))
     assert isinstance(begun[0], Begin)
     return begun[0]
