@@ -57,7 +57,7 @@ def test_any_flipped_bit_of_a_journal_is_found_or_makes_no_difference() -> None:
 
 def _flush_answers_at_once(patch: pytest.MonkeyPatch) -> None:
     add = obtain.WritePath.add
-    patch.setattr(obtain.WritePath, "add", lambda self, entry: add(self, entry._replace(durable=False)))
+    patch.setattr(obtain.WritePath, "add", lambda self, entry: add(self, (*entry[:2], False)))
 
 
 def _apply_before_durable(patch: pytest.MonkeyPatch) -> None:
