@@ -109,8 +109,10 @@ class PairFlows:
         ):  # a create that broke off here; where only the peer follows, it broke off there
             yield Call(None, "mirror.remove", {"group": group.name, "mirror": site}, 90.0)
         new = next_state(PairState.SMPL, Event.CREATE)
-        # What reigned there once, and was given up, must not supersede us at our next start.
-        epoch = self._manager.store.next_epoch(group.name, mine.group_id, mine.epoch, theirs.epoch)
+        # An epoch that this site reigned in and gave up must not supersede us at our next start. A third
+        # site's may be one in which it serves: we must not get ahead of that.
+        given_up = self._manager.store.reigned_in(group.name, mine.group_id, site)
+        epoch = max(mine.epoch, given_up) + 1
         begin = yield Call(
             None,
             "mirror.add",

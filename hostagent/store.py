@@ -72,10 +72,10 @@ class Store:
         ).fetchone()
         return None if row is None else NewestEpoch(row[0], int(row[1], 16), row[2])
 
-    def next_epoch(self, group: str, group_id: str, *epochs: int) -> int:
-        """One that is newer than these, and than all this site has heard of."""
+    def reigned_in(self, group: str, group_id: str, site: str) -> int:
+        """The newest epoch, if it is this site's; 0 when it is another's, who may reign in it still."""
         known = self.newest_epoch(group, group_id)
-        return max(*epochs, known.epoch if known else 0) + 1
+        return known.epoch if known is not None and known.site == site else 0
 
     # -- pairs --
 

@@ -138,7 +138,8 @@ class TakeoverFlows:
         return {}
 
     def _next_epoch(self, group: Group, mine: GroupState, old: int | None) -> int:
-        return self._manager.store.next_epoch(group.name, mine.group_id, mine.epoch, old or 0)
+        known = self._manager.store.newest_epoch(group.name, mine.group_id)
+        return max(mine.epoch, old or 0, known.epoch if known else 0) + 1
 
     def _promote(self, group: Group, epoch: int, mirrors: list[tuple[str, int]]) -> Flow:
         params = {

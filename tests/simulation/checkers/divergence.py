@@ -20,9 +20,8 @@ class Divergence(Checker):
         for site in self.world.sites.values():
             if not site.target.alive or site.target.group.role is not Role.PRIMARY:
                 continue
-            if (
-                not site.target.group.journal.superblock.flags & Flag.SUPERSEDED
-            ):  # it shows PSUE for all pairs
+            # A superseded site shows PSUE for all its pairs.
+            if not site.target.group.journal.superblock.flags & Flag.SUPERSEDED:
                 self._look(site)
 
     def _look(self, site: SimSite) -> None:
