@@ -14,10 +14,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import paramiko
-
 from hostagent.line_stream import LineStream
 from hostagent.ssh_keys import PARAMIKO_LOG, SUBSYSTEM, load_private_key, parse_public_key
+from hostagent.ssh_library import paramiko
 from target.control.lines import Message
 from target.control.site_file import Address
 from target.errors import OperatorError, PeerError

@@ -14,16 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import paramiko
-from paramiko.common import (
-    AUTH_FAILED,
-    AUTH_SUCCESSFUL,
-    OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED,
-    OPEN_SUCCEEDED,
-)
-
 from hostagent.line_stream import LineStream
 from hostagent.ssh_keys import PARAMIKO_LOG, SUBSYSTEM, load_private_key, read_authorized_keys
+from hostagent.ssh_library import paramiko, ssh_codes
 from target.control.site_file import Address
 from target.errors import OperatorError
 
@@ -144,18 +137,18 @@ class _PeerInterface(paramiko.ServerInterface):
         for known in read_authorized_keys(self._authorized_keys_file):
             if known.blob == key.asbytes():
                 self._site_name = known.site_name
-                return AUTH_SUCCESSFUL
+                return ssh_codes.AUTH_SUCCESSFUL
         log.warning("%s: key %s is not authorized: refused", self._origin, key.fingerprint)
-        return AUTH_FAILED
+        return ssh_codes.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         # Paramiko asks only after authentication; the last key it checked is then the one that signed.
         self.authenticated.set()
         with self._lock:
             if kind != "session" or self._channels >= _CHANNELS_MAX:
-                return OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
+                return ssh_codes.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
             self._channels += 1
-        return OPEN_SUCCEEDED
+        return ssh_codes.OPEN_SUCCEEDED
 
     def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
         if name != SUBSYSTEM:

@@ -67,6 +67,8 @@ def violation(module: str, imported: str) -> str | None:
         return "a pure module gets I/O, time and randomness passed in"
     if is_in(imported, *KERNEL_TARGET_LIBRARIES) and not is_in(module, "target.lio"):
         return "the kernel's target and its devices are known in target.lio alone"
+    if is_in(imported, "paramiko") and module != "hostagent.ssh_library":
+        return "what paramiko brings along is decided in hostagent.ssh_library"
     if is_in(module, "target.scsi") and is_in(imported, "target.iscsi", "target.lio", "target.fc"):
         return "the device server knows no front end"
     if is_in(module, "target.journal") and is_in(imported, "target.san"):

@@ -27,7 +27,7 @@ configure() { # SETTINGS KEYS
     write_unit_dependencies
     [[ $fabric != fc ]] || configure_fabric
     switch_units enable replctl-target.service replctl-hostagent.service
-    systemctl daemon-reload
+    # Without a reload, which takes long: what is new beside the units is for the boots to come.
     systemctl start replctl-target.service replctl-hostagent.service
     # Last, so that the port is a target when its peer meets it; enabled before, for the boots to come. One that is up stays.
     [[ $fabric != fc ]] || systemctl start replctl-fabric.service
@@ -43,17 +43,21 @@ volume_path() { # NAME
 }
 
 make_volumes() {
-    local volume
+    local volume missing=()
     [[ $disk ]] || return 0 # the subsystem makes files itself
-    if ! vgs "$VOLUME_GROUP" >/dev/null 2>&1; then
-        say "making volumes on $disk"
-        pvcreate -q -y "$disk" >/dev/null
-        vgcreate -q -y "$VOLUME_GROUP" "$disk" >/dev/null
-    fi
     for volume in $volumes "$GROUP-journal:$journal"; do
         [[ -e /dev/$VOLUME_GROUP/${volume%:*} ]] ||
-            lvcreate -q -y -Wy -L "${volume#*:}m" -n "${volume%:*}" "$VOLUME_GROUP" >/dev/null
+            missing+=("lvcreate -q -y -Wy -L ${volume#*:}m -n ${volume%:*} $VOLUME_GROUP")
     done
+    ((${#missing[@]})) || return 0
+    if ! vgs "$VOLUME_GROUP" >/dev/null 2>&1; then
+        missing=("pvcreate -q -y $disk" "vgcreate -q -y $VOLUME_GROUP $disk" "${missing[@]}")
+    fi
+    say "making volumes on $disk"
+    # All by one process: each costs a machine without hardware acceleration half a second. The first error ends it.
+    printf '%s\n' '#!/sbin/lvm' "${missing[@]}" >"$STATE/volumes.lvm"
+    lvm "$STATE/volumes.lvm" >/dev/null
+    rm "$STATE/volumes.lvm"
 }
 
 write_keys() { # KEYS
