@@ -6,12 +6,12 @@ The host is machine b's kernel. What it writes is verified by fio; errors would 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.lab.fio import VerifiedLoad
 from tests.lab.two_sites import DATA, GROUP, LOG, VOLUMES, WAIT_SECONDS_MAX, Host, TwoSites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * WAIT_SECONDS_MAX)]
@@ -20,11 +20,6 @@ KILLS = 20
 IQN = "iqn.2026-01.org.replctl"
 CONFIGFS = "/sys/kernel/config/target"
 PORTAL = "198.51.100.11:3260"
-_FIO = (
-    "fio --name=verified --size=8m --rw=randwrite --bs=4k --iodepth=16 --direct=1 --fsync=32"
-    " --ioengine=libaio --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse"
-)
-_ENOUGH = "/run/enough"
 _FOREIGN = """
 import rtslib_fb as lio
 lio.RTSRoot()
@@ -39,12 +34,6 @@ def status(sites: TwoSites, site: str) -> dict[str, Any]:
     script = "replctl --config /etc/replctl/site.toml lio status --json 2>/dev/null || true"
     found: dict[str, Any] = json.loads(sites.run(site, script))
     return found
-
-
-def no_kernel_complaint(host: Host) -> None:
-    """Neither the host's block layer nor its initiator reported an error."""
-    said = host.run("dmesg --level err,crit,alert,emerg")
-    assert not re.search(r"I/O error|blk_update_request|critical (medium|target) error", said), said
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +86,13 @@ def test_identity_is_that_of_the_volume(sites: TwoSites, host: Host) -> None:
 
 
 def test_a_host_sees_a_pause_and_no_error_when_the_daemon_is_killed(sites: TwoSites, host: Host) -> None:
-    device = host.device("a", LOG)
-    passes = f"until [[ -e {_ENOUGH} ]]; do {_FIO} --filename={device} || exit 1; done"
-    host.run(
-        f"systemd-run --quiet --unit verified --property StandardOutput=file:/run/fio.out bash -c '{passes}'"
-    )
+    load = VerifiedLoad(host)
+    load.start(host.device("a", LOG))
     for _ in range(KILLS):
         sites.kill("a", "target")
-        assert host.run("systemctl is-active verified || true").strip() == "active", host.run(
-            "cat /run/fio.out"
-        )
-    host.run(f"touch {_ENOUGH}")
-    sites.wait_for("fio ends", lambda: host.run("systemctl is-active verified || true").strip() != "active")
-    assert host.run("systemctl is-failed verified || true").strip() == "inactive", host.run(
-        "cat /run/fio.out"
-    )
-    no_kernel_complaint(host)
+        load.check_running()
+    load.end(sites)
+    host.check_no_kernel_complaint()
 
 
 def test_a_reboot_restores_everything_without_targetcli(sites: TwoSites, host: Host) -> None:

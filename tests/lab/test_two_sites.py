@@ -14,16 +14,13 @@ from functools import partial
 import pytest
 
 from scripts.vmlab.layout import Network
+from tests.lab.fio import VerifiedLoad
 from tests.lab.ledger import Ledger
 from tests.lab.two_sites import DATA, GROUP, VOLUMES, WAIT_SECONDS_MAX, Host, TwoSites
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * WAIT_SECONDS_MAX)]
 
 _OVER_FIBRE_CHANNEL_TOO = pytest.mark.fabrics("iscsi", "fc")
-_FIO = (
-    "fio --name=verified --filename=/mnt/log/fio --size=8m --rw=randwrite --bs=4k --iodepth=16 --direct=1"
-    " --ioengine=libaio --end_fsync=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --output-format=terse"
-)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +69,7 @@ def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
     assert found == ["fcoe", "LIO-ORG", "1"]
 
 
+@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
     san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
@@ -158,14 +156,13 @@ def test_a_killed_daemon_is_back_and_no_transaction_fails(
 
 
 def test_fio_reads_what_it_wrote_while_the_subsystem_is_killed(sites: TwoSites, host: Host) -> None:
-    host.run(f"systemd-run --quiet --unit verified --property StandardOutput=file:/run/fio.out {_FIO}")
+    load = VerifiedLoad(host)
+    load.start("/mnt/log/fio")
     sites.kill("a", "target")
-    sites.wait_for("fio ends", lambda: host.run("systemctl is-active verified || true").strip() != "active")
-    assert host.run("systemctl is-failed verified || true").strip() == "inactive", host.run(
-        "cat /run/fio.out"
-    )
+    load.end(sites)
 
 
+@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoSites, host: Host) -> None:
     ledger = Ledger(host)
@@ -190,6 +187,7 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
     assert ledger.check() >= before_marker
 
 
+@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, host: Host) -> None:
     journal = durable_lsn(sites, "b")
@@ -225,6 +223,7 @@ def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, 
     assert_equal_block_by_block(sites, "b")
 
 
+@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_a_takes_its_place_again_and_nothing_is_lost(sites: TwoSites, host: Host) -> None:
     host.log_out("b")

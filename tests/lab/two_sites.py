@@ -172,6 +172,8 @@ class Host:
             seconds = "-n node.session.timeo.replacement_timeout -v 5"
             lines += [f"{node} {portal} -o new >/dev/null", f"{node} {portal} -o update {seconds}"]
             lines.append(f"{node} {portal} --login >/dev/null")
+        # A device is as read-only as Linux saw it last, and those of a port never went away.
+        lines.append(self._of_ports("rescan"))
         self.run("\n".join([*lines, "udevadm settle"]))
 
         def complete() -> bool:
@@ -190,10 +192,12 @@ class Host:
         self.run(f"multipathd disablequeueing maps; umount -l {mount_points}; true")
         self.log_out(site)
         # Fibre Channel keeps the devices of a port that is gone, and multipath makes no map with such a one.
-        self.run(
-            'lsblk -S -n -o NAME,TRAN,VENDOR | awk \'$2 == "fcoe" && $3 == "REPLCTL" { print $1 }\' |'
-            " while read -r disk; do echo 1 >/sys/block/$disk/device/delete; done"
-        )
+        self.run(self._of_ports("delete"))
+
+    def _of_ports(self, action: str) -> str:
+        """A script: rescan or delete each device that came by Fibre Channel and is a volume."""
+        found = 'lsblk -S -n -o NAME,TRAN,VENDOR | awk \'$2 == "fcoe" && $3 == "REPLCTL" { print $1 }\''
+        return f"{found} | while read -r disk; do echo 1 >/sys/block/$disk/device/{action}; done"
 
     def device(self, site: str, volume: Volume) -> str:
         """The multipath device with this site's identity of the volume."""
@@ -214,6 +218,11 @@ class Host:
         if not device:
             return 0
         return len(re.findall(r"active +ready +running", self.run(f"multipath -ll {device}")))
+
+    def check_no_kernel_complaint(self) -> None:
+        """Neither the block layer nor the initiator reported an error since its log was cleared."""
+        said = self.run("dmesg --level err,crit,alert,emerg")
+        assert not re.search(r"I/O error|blk_update_request|critical (medium|target) error", said), said
 
     def mount(self, site: str, volume: Volume) -> None:
         # XFS refuses a second file system with the same identity; a copy has the same.
