@@ -1,19 +1,31 @@
-"""The lab of these tests: made once a module; where it cannot be built they are skipped, but not in CI."""
+"""The lab of these tests, made once a module, and who runs which of them.
+
+Virtual machines take minutes, several GB and all the processors there are. So the tests that start them are
+for who names tests/lab: a machine that cannot have them skips them then. A run of everything leaves them out;
+in CI it has those that are marked `in_ci`, wherever there are Debian's packages to make the machines of.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.vmlab.failure import LabError
+from scripts.vmlab.image import cached_root
+from scripts.vmlab.kernel import newest_kernel
 from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, images
+from scripts.vmlab.repository import SUITE
 from tests.lab.two_sites import TwoSites
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "replctl" / "images"
+_HERE = Path(__file__).parent
+_LEFT_OUT = pytest.StashKey[str]()
+_MIRROR_SECONDS_MAX = 30
 _PROGRAMS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mkfs.ext4", "modprobe", "ssh")
 
 
@@ -24,16 +36,51 @@ def unavailable(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def lab_images(pytestconfig: pytest.Config) -> Path:
-    """A cache that holds kernel and root file system. Not for who asked for all tests in passing: it takes
-    minutes and several GB, and two machines that take all the processors there are.
-    """
-    if not any("lab" in argument for argument in pytestconfig.invocation_params.args):
-        pytest.skip("minutes in virtual machines: run when asked for (scripts/test tests/lab)")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    machines = [item for item in items if item.path.is_relative_to(_HERE) and item.get_closest_marker("slow")]
+    if not machines or any("tests/lab" in argument for argument in config.invocation_params.args):
+        return
+    reason, chosen = "they run by name: scripts/test tests/lab", set()
+    if os.environ.get("CI") == "true" and not (reason := _missing()):
+        reason, chosen = "CI has time for the short story", set(filter(_in_short_story, machines))
+    left_out = set(machines) - chosen
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+    config.stash[_LEFT_OUT] = f"{len(left_out)} tests in virtual machines are left out: {reason}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if told := config.stash.get(_LEFT_OUT, None):
+        terminalreporter.write_line(told)
+
+
+def _in_short_story(item: pytest.Item) -> bool:
+    return item.get_closest_marker("in_ci") is not None and "fc" not in item.keywords
+
+
+def _missing() -> str:
+    """What there must be, here and in the network, to make the machines."""
+    if missing := _missing_programs():
+        return missing
+    if newest_kernel(CACHE, KERNEL) and cached_root(CACHE):
+        return ""
+    try:
+        with urllib.request.urlopen(f"{MIRROR}/dists/{SUITE}/InRelease", timeout=_MIRROR_SECONDS_MAX):
+            return ""
+    except OSError as error:
+        return f"no answer from {MIRROR}: {error}"
+
+
+def _missing_programs() -> str:
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
-    if missing:
-        unavailable(f"not installed: {', '.join(missing)} (scripts/lab installs what it needs)")
+    return f"not installed: {', '.join(missing)} (scripts/lab installs what it needs)" if missing else ""
+
+
+@pytest.fixture(scope="session")
+def lab_images() -> Path:
+    """A cache that holds kernel and root file system."""
+    if missing := _missing_programs():
+        unavailable(missing)
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
         images(CACHE, KERNEL, MIRROR)
