@@ -222,6 +222,9 @@ def _seconds_lost(seconds: float | None, *, is_exact: bool) -> str:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     """What a takeover means, in the words of the plan; what is not known is said to be unknown."""
+    if plan["refused"] is not None and not plan["old_primary"]:  # there is nobody to say anything of
+        show_facts({"group": plan["group"], "refused": plan["refused"]})
+        return
     marker, lost, seconds = plan["last_restored_marker"], plan["records_lost"], plan["seconds_lost"]
     facts: dict[str, object] = {
         "group": plan["group"],

@@ -257,6 +257,13 @@ def test_the_plan_of_a_takeover_is_shown_before_it(agent: Agent, replctl: Replct
     assert agent.asked == [("takeover", {"group": "group1", "force": False, "plan": True})]
 
 
+def test_a_plan_without_a_pair_says_only_why_it_is_refused(agent: Agent, replctl: Replctl) -> None:
+    agent.script("takeover", {**PLAN, "old_primary": "", "refused": "group 'group1' is in no pair here"})
+    ended = replctl("takeover", "group1", "--plan")
+    assert "in no pair" in ended.out
+    assert "way back" not in ended.out
+
+
 def test_a_takeover_says_what_became_of_it(agent: Agent, replctl: Replctl) -> None:
     result = {"plan": PLAN, "changed": True, "group": "group1", "epoch": 4, "seconds": 0.5}
     agent.script("takeover", result)
