@@ -182,7 +182,7 @@ def test_vagrant_up_ends_in_a_mounted_replica_and_a_takeover(machines: Machines)
         f"mkfs.ext4 -q -F {disk}; mount {disk} /mnt; echo here >/mnt/proof; sync",
     )
     machines.run("a", f"{_REPLCTL} marker create group1 proof-is-in --wait")
-    machines.vagrant("halt", "--force", "a")
+    run("virsh", "destroy", "vagrant_a")
     machines.run("b", f"umount -l /mnt; {_REPLCTL} takeover group1 --force")
     disk = f"/dev/disk/by-path/ip-198.51.100.12:3260-iscsi-{_IQN}:b-lun-0"
     found = machines.run(
