@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.lab.two_sites import Host, TwoSites
 
 _WRITER = """
-import sqlite3, sys, time
+import os, sqlite3, sys, time
 database, told = sys.argv[1:]
 connection = sqlite3.connect(database, isolation_level=None)
 connection.execute("PRAGMA journal_mode=DELETE")
@@ -18,8 +18,9 @@ while True:
     connection.execute("INSERT INTO ledger VALUES (?, ?)", (2 * number, "left" * 100))
     connection.execute("INSERT INTO ledger VALUES (?, ?)", (2 * number + 1, "right" * 100))
     connection.execute("COMMIT")
-    with open(told, "w") as file:
+    with open(told + ".new", "w") as file:
         file.write(str(number))
+    os.rename(told + ".new", told)  # who looks finds a number at every moment
     time.sleep(0.05)
 """
 
