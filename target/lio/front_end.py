@@ -74,7 +74,7 @@ class LioFrontEnd:
         self.on_applied: Callable[[], None] | None = None
         """Called once, after the first attempt. Fibre Channel ports may come up then, not before."""
         self._journals = journals
-        self._desired = self._wanted()
+        self._desired, self._sizes_wanted = self._wanted(), self._sizes()
         fabrics = [Fabric.ISCSI, *([Fabric(config.target.fc.driver)] if config.target.fc else [])]
         self._configfs = Configfs(fabrics)
         self._events = Events()
@@ -176,8 +176,19 @@ class LioFrontEnd:
         )
         return desired_objects(self._config, volumes, journals)
 
+    def _sizes(self) -> list[int]:
+        return [served.unit.volume.size_bytes for served in (*self._served.values(), *self._journals)]
+
     def look_at_sizes(self) -> None:
-        """LIO is told of volumes and journals that have grown; hosts are by their logical units."""
+        """LIO is told of volumes and journals that have grown; hosts are by their logical units.
+
+        Called whenever something of a group is different, a hundred times a second under load: what is wanted
+        of LIO is worked out anew only where a size is.
+        """
+        sizes = self._sizes()
+        if sizes == self._sizes_wanted:
+            return
+        self._sizes_wanted = sizes
         before, self._desired = self._desired, self._wanted()
         if before != self._desired:
             self._follow(before)

@@ -216,6 +216,25 @@ def test_what_grows_is_larger_in_lio_too_and_other_drift_stays(kernel: Kernel, s
     assert site.status().drift == ["+ " + "/".join(drifted)]
 
 
+def test_what_is_wanted_is_not_worked_out_again_for_every_change_of_a_group(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load there are a hundred a second, and each held up every host for as long as a few commands."""
+    site.turn_until(lambda: site.applied)
+    worked_out: list[object] = []
+
+    def desired(*asked: object) -> list[Object]:
+        worked_out.append(asked)
+        return []
+
+    monkeypatch.setattr(front_end, "desired_objects", desired)
+    site.lio.look_at_sizes()
+    assert worked_out == []
+    site.volume.size_bytes *= 2
+    site.lio.look_at_sizes()
+    assert len(worked_out) == 1
+
+
 def test_nothing_is_done_where_nothing_grew(kernel: Kernel, site: Site) -> None:
     site.turn_until(lambda: site.applied)
     kernel.objects.popitem()
