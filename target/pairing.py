@@ -40,8 +40,8 @@ Began = Callable[["Begin | None", "Exception | None"], None]
 def add_mirror(group: ConsistencyGroup, name: str, epoch: int, reign: int, done: Began) -> None:
     """A new secondary: everything is marked, its journal begins at the end of ours.
 
-    A simplex group becomes a primary, in this epoch; and a primary whose own is not the one before it begins
-    it, too: who had a newer one has given it up. Raises OperatorError.
+    A simplex group becomes a primary, in this epoch or the one behind its own; a primary whose own is not the
+    one before it begins it, too: who had a newer one has given it up. Raises OperatorError.
     """
     _check_primary(group)
 
@@ -64,8 +64,9 @@ def _when_ready(group: ConsistencyGroup, done: Began, call: Callable[[], None]) 
 
 
 def _add(group: ConsistencyGroup, name: str, epoch: int, reign: int, done: Began) -> None:
-    if group.role is Role.SIMPLEX or epoch > group.journal.superblock.epoch + 1:
-        begin_epoch(group, epoch, reign)
+    following = group.journal.superblock.epoch + 1  # never less, whatever the copy manager knew of us
+    if group.role is Role.SIMPLEX or epoch > following:
+        begin_epoch(group, max(epoch, following), reign)
     group.write_path.end_turn()
     mirror = group.mirrors.add(name, MirrorState.COPY, group.journal.head.sequence)
     mirror.bitmap.mark_all()

@@ -364,6 +364,18 @@ def test_what_a_new_mirror_has_is_known_when_it_says_so() -> None:
     assert shown.confirmed == shown.received
 
 
+@pytest.mark.parametrize(("epoch", "then"), [(0, 1), (1, 1), (4, 4)])
+def test_a_first_pair_begins_an_epoch_that_is_newer_than_the_groups(epoch: int, then: int) -> None:
+    """Whatever its copy manager knew of the group when it asked."""
+    pair = make_pair(13)
+    group = pair.primary.group
+    begun: list[Begin | Exception | None] = []
+    add_mirror(group, "b", epoch, 9, lambda begin, error: begun.append(begin or error))
+    pair.clock.run_until(lambda: bool(begun))
+    assert isinstance(begun[0], Begin)
+    assert group.journal.superblock.epoch == then
+
+
 @pytest.mark.parametrize(("epoch", "then"), [(2, 1), (5, 5)])
 def test_a_primary_gets_ahead_of_an_epoch_that_its_new_mirror_gave_up(epoch: int, then: int) -> None:
     """Or that one's word, or our own memory of it, would supersede us at our next start."""
