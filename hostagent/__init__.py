@@ -23,7 +23,7 @@ states. The way of one operator's request, and of one position:
 
 `environment` is the seam between `copy_manager` and the world: the daemon is one, the simulation another.
 `known` is what a copy manager knows between two events. `config` reads `site.toml`; `lab` runs several sites
-on one machine.
+on one machine. `ssh_library` is paramiko, without what it brings along that nobody here uses.
 
 Truth about data lives with the data, in the journal volumes: whatever is lost here is heard again.
 

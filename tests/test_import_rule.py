@@ -110,6 +110,7 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         ("target.subsystem", "def f():\n    import pyudev"),
         ("hostagent.cli.lio", "from rtslib_fb import RTSRoot"),
         ("target.lio.ring", "import time"),
+        ("hostagent.ssh_client", "import paramiko"),
         ("hostagent.agent", "from target.journal import record"),
         ("hostagent.agent", "import target"),
         ("hostagent.agent", "from target.iscsi.client import Client"),
@@ -127,6 +128,7 @@ def test_rule_finds_a_forbidden_import(module: str, source: str) -> None:
         ("target.lio.configfs", "import rtslib_fb"),
         ("target.scsi.device", "from target.scsi.sense import Sense"),
         ("hostagent.agent", "from target.errors import PeerError\nfrom target.control.messages import Hello"),
+        ("hostagent.ssh_library", "import paramiko.common"),
         ("hostagent.cli.lun", "from target.iscsi.client import Client"),
     ],
 )
