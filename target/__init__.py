@@ -27,8 +27,8 @@ is on one thread (`loop`) but for work that blocks, which goes to lanes:
 Beside the path: `device_files`, `journal.superblock`, `recovery`, `scan`, `format` and `open_group` (what a
 start finds); `mirrors`, `bitmap`, `base_copy` and `pairing` (what a secondary lacks, and how it gets it);
 `histories`, `fencing` and `settling` (epochs: promote, demote, follow); `control` (what the copy manager may
-ask); `engine` and `subsystem`, which put it together. Seams: `scheduler`, `blockdev`, `volume`,
-`scsi.command`, `san.fetch.JournalSource`.
+ask); `listeners` (who hears that a group changed); `engine` and `subsystem`, which put it together. Seams:
+`scheduler`, `blockdev`, `volume`, `scsi.command`, `san.fetch.JournalSource`.
 
 Where each invariant is kept:
 

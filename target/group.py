@@ -29,6 +29,7 @@ from target.journal.record import (
 )
 from target.journal.ring import NewRecord
 from target.journal.superblock import Flag, MirrorState, RestoredMarker, Role, VolumeEntry
+from target.listeners import Listeners
 from target.mirrors import FULL_WARNING_PERCENT, Mirror, Mirrors
 from target.obtain import Overlay, WritePath
 from target.reading import Reading
@@ -41,7 +42,6 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 _MARKERS_MAX = 65536
 _MISMATCHES_MAX = 4096
-_NOTIFY_SECONDS = 0.01
 
 
 class Access(Enum):
@@ -124,8 +124,7 @@ class ConsistencyGroup:
         """While a primary merges what we wrote into its history: the access we had before."""
         self.fenced_until = 0.0
         self._held: list[Callable[[], None]] = []
-        self._listeners: list[Callable[[], None]] = []
-        self._notify_pending = False
+        self._listeners = Listeners(scheduler)
         self.access = self._first_access(opened)
         self.background.following = self.receiving = self.role is Role.SECONDARY
         """`receiving`: packs of the primary may be appended; over as soon as a takeover begins."""
@@ -328,19 +327,12 @@ class ConsistencyGroup:
     # -- listeners --
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call after changes; many changes within 10 ms make one call."""
-        self._listeners.append(listener)
+        """Call after changes, a moment later."""
+        self._listeners.add(listener)
 
     def changed(self) -> None:
         """Something that the copy manager can see is different."""
-        if not self._notify_pending and self._listeners:
-            self._notify_pending = True
-            self.scheduler.call_later(_NOTIFY_SECONDS, self._notify)
-
-    def _notify(self) -> None:
-        self._notify_pending = False
-        for listener in self._listeners:
-            listener()
+        self._listeners.changed()
 
     # -- markers --
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.vmlab.archive import Archive
+from scripts.vmlab.board import CLOCK
 from scripts.vmlab.failure import run
 from scripts.vmlab.kernel import Kernel
 
@@ -31,7 +32,7 @@ Vagrant.configure("2") do |config|
     libvirt.machine_type = "q35"
     libvirt.kernel = File.expand_path("vmlinux", __dir__)
     libvirt.initrd = File.expand_path("initramfs", __dir__)
-    libvirt.cmd_line = "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 replctl.box"
+    libvirt.cmd_line = "console=ttyS0 quiet panic=-1 mitigations=off CLOCK net.ifnames=0 replctl.box"
   end
 end
 """
@@ -48,7 +49,7 @@ def pack_box(kernel: Kernel, root: Path, box: Path) -> None:
         (work / "vmlinux").symlink_to(kernel.image)
         metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": _VIRTUAL_SIZE_GB}
         (work / "metadata.json").write_text(json.dumps(metadata))
-        (work / "Vagrantfile").write_text(_VAGRANTFILE)
+        (work / "Vagrantfile").write_text(_VAGRANTFILE.replace("CLOCK", CLOCK))
         unfinished = work / "box"
         with tarfile.open(unfinished, "w:gz", compresslevel=1, dereference=True) as archive:
             for name in ("metadata.json", "Vagrantfile", "box.img", "vmlinux", "initramfs", "id_ed25519"):

@@ -4,6 +4,9 @@ Without hardware acceleration, booting is most of what `up` would do. The templa
 it reads its seed: it has a root file system, modules, udev and systemd, and nothing of a machine's own. What
 is kept is its memory, as QEMU sends it when a machine migrates, and its disk. A machine that is powered on
 again boots.
+
+The memory holds how fast the host's time stamp counter runs (`board.CLOCK`), so a template is for the boot of
+the host that made it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
+import shutil
 import socket
 import tempfile
 import time
@@ -31,6 +35,7 @@ _BOOT_SECONDS_MAX = 300.0
 _MIGRATION_SECONDS_MAX = 120.0
 _GO_ON_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.05
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,11 @@ class Template:
 
 def build_template(kernel: Kernel, root: Path, hardware: Hardware, cache: Path) -> Template:
     """Of this kernel and root file system, from the cache if it is there."""
-    directory = cache / f"template-{_key(kernel, root, hardware)}"
+    key, boot = _key(kernel, root, hardware), _BOOT_ID.read_text()[:8]
+    directory = cache / f"template-{key}-{boot}"
     if not directory.exists():
+        for former in cache.glob(f"template-{key}-*"):
+            shutil.rmtree(former)
         with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as work:
             made = Path(work) / "made"
             made.mkdir()

@@ -1,8 +1,9 @@
 """The lab of these tests, made once a module, and who runs which of them.
 
 Virtual machines take minutes, several GB and all the processors there are. So the tests that start them are
-for who names tests/lab: a machine that cannot have them skips them then. A run of everything leaves them out;
-in CI it has those that are marked `in_ci`, wherever there are Debian's packages to make the machines of.
+for who names tests/lab: a machine that cannot have them skips them then. A run of everything leaves them out.
+CI names them, in a run of their own beside the others (scripts/test); it goes without them only where there
+is nothing to make the machines of.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from scripts.vmlab.failure import LabError
 from scripts.vmlab.image import cached_root
 from scripts.vmlab.kernel import newest_kernel
-from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, images
+from scripts.vmlab.lab import KERNEL, MIRROR, Choices, Lab, build, images
 from scripts.vmlab.repository import SUITE
 from tests.lab.two_sites import TwoSites
 
@@ -38,24 +39,20 @@ def unavailable(reason: str) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     machines = [item for item in items if item.path.is_relative_to(_HERE) and item.get_closest_marker("slow")]
-    if not machines or any("tests/lab" in argument for argument in config.invocation_params.args):
+    named = any("tests/lab" in argument for argument in config.invocation_params.args)
+    reason = "they run by name: scripts/test tests/lab"
+    if named:
+        reason = _missing() if os.environ.get("CI") == "true" else ""
+    if not machines or not reason:
         return
-    reason, chosen = "they run by name: scripts/test tests/lab", set()
-    if os.environ.get("CI") == "true" and not (reason := _missing()):
-        reason, chosen = "CI has time for the short story", set(filter(_in_short_story, machines))
-    left_out = set(machines) - chosen
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
-    config.stash[_LEFT_OUT] = f"{len(left_out)} tests in virtual machines are left out: {reason}"
+    items[:] = [item for item in items if item not in machines]
+    config.hook.pytest_deselected(items=machines)
+    config.stash[_LEFT_OUT] = f"{len(machines)} tests in virtual machines are left out: {reason}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if told := config.stash.get(_LEFT_OUT, None):
         terminalreporter.write_line(told)
-
-
-def _in_short_story(item: pytest.Item) -> bool:
-    return item.get_closest_marker("in_ci") is not None and "fc" not in item.keywords
 
 
 def _missing() -> str:
@@ -78,12 +75,12 @@ def _missing_programs() -> str:
 
 @pytest.fixture(scope="session")
 def lab_images() -> Path:
-    """A cache that holds kernel and root file system."""
+    """A cache that holds kernel and root file system; in CI of today's package versions."""
     if missing := _missing_programs():
         unavailable(missing)
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
-        images(CACHE, KERNEL, MIRROR)
+        (build if os.environ.get("CI") == "true" else images)(CACHE, KERNEL, MIRROR)
     except LabError as error:
         unavailable(f"the virtual machines cannot be built: {error}")
     return CACHE

@@ -69,7 +69,6 @@ def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
     assert found == ["fcoe", "LIO-ORG", "1"]
 
 
-@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
     san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
@@ -162,7 +161,6 @@ def test_fio_reads_what_it_wrote_while_the_subsystem_is_killed(sites: TwoSites, 
     load.end(sites)
 
 
-@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoSites, host: Host) -> None:
     ledger = Ledger(host)
@@ -187,7 +185,6 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
     assert ledger.check() >= before_marker
 
 
-@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, host: Host) -> None:
     journal = durable_lsn(sites, "b")
@@ -223,7 +220,6 @@ def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, 
     assert_equal_block_by_block(sites, "b")
 
 
-@pytest.mark.in_ci
 @_OVER_FIBRE_CHANNEL_TOO
 def test_a_takes_its_place_again_and_nothing_is_lost(sites: TwoSites, host: Host) -> None:
     host.log_out("b")
