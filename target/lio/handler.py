@@ -167,7 +167,8 @@ class RingHandler:
             if not extents or entry.cdb[0] in _READS:
                 data_out = b""
             elif len(extents) == 1:
-                data_out = view[extents[0].start : extents[0].end]
+                start, end = extents[0]
+                data_out = view[start:end]
             else:
                 data_out = b"".join([view[start:end] for start, end in extents])
             if entry.cdb[0] in _KERNELS:

@@ -49,7 +49,8 @@ def test_sense_and_read_length_reach_the_kernel() -> None:
     assert command is not None
     ring = Ring(kernel.view, kernel.words())
     (entry,) = ring.recover()
-    ring.view[entry.extents[0].start : entry.extents[0].start + 5] = b"hello"
+    start, _ = entry.extents[0]
+    ring.view[start : start + 5] = b"hello"
     ring.answer([Response(entry, 2, b"\x70\x00\x05", 5)])
     kernel.doorbell()
     assert (command.status, command.sense[:3], command.read_len) == (2, b"\x70\x00\x05", 5)
