@@ -1,8 +1,8 @@
 """On Debian's kernel: a Linux host on two paths, ext4 and XFS, SQLite and fio; cut, killed, powered off.
 
 One pair of machines for all of it, so the order of the tests is the story of a site: in use, disturbed, lost,
-back. On another pair the SAN is a Fibre Channel fabric, and what depends on the link is told once more: hosts
-come by iSCSI and by their ports, and the kernel brings the peer's journal as a block device.
+back. It is told once more on another pair, whose SAN is a Fibre Channel fabric: hosts come by iSCSI and by
+their ports, and the kernel brings the peer's journal as a block device.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from tests.lab.fio import VerifiedLoad
 from tests.lab.ledger import Ledger
 from tests.lab.two_sites import DATA, GROUP, VOLUMES, WAIT_SECONDS_MAX, Host, TwoSites
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * WAIT_SECONDS_MAX)]
-
-_OVER_FIBRE_CHANNEL_TOO = pytest.mark.fabrics("iscsi", "fc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3 * WAIT_SECONDS_MAX),
+    pytest.mark.fabrics("iscsi", "fc"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,6 @@ def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
     assert found == ["fcoe", "LIO-ORG", "1"]
 
 
-@_OVER_FIBRE_CHANNEL_TOO
 def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
     san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
     host.run(f"head -c {_RANDOM_MIB}M /dev/urandom >/mnt/log/random; sync -f /mnt/log")
@@ -88,7 +89,6 @@ def test_the_kernel_sees_that_a_secondary_is_write_protected(sites: TwoSites, ho
     other.log_out("b")
 
 
-@_OVER_FIBRE_CHANNEL_TOO
 def test_cutting_the_san_costs_a_host_its_paths_there_and_the_pair_its_lag(
     sites: TwoSites, ledger: Ledger, host: Host
 ) -> None:
@@ -126,9 +126,8 @@ def test_a_volume_that_grows_is_larger_at_its_host(sites: TwoSites, ledger: Ledg
         sites.run(site, f"lvextend -q -L {mebibytes}m /dev/replctl/{DATA.name}")
     assert sites.replctl("a", "group", "grow-volume", GROUP, DATA.name, f"{mebibytes}MiB")["changed"]
     device = host.device("a", DATA)
-    host.run(
-        f"set -e; iscsiadm -m session --rescan; multipathd resize map {device.removeprefix('/dev/mapper/')}"
-    )
+    host.rescan()
+    host.run(f"multipathd resize map {device.removeprefix('/dev/mapper/')}")
     assert int(host.run(f"blockdev --getsize64 {device}")) == mebibytes << 20
     host.run(f"resize2fs {device}")
     sites.wait_until_restored("a", "it-is-larger")
@@ -161,7 +160,6 @@ def test_fio_reads_what_it_wrote_while_the_subsystem_is_killed(sites: TwoSites, 
     load.end(sites)
 
 
-@_OVER_FIBRE_CHANNEL_TOO
 def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoSites, host: Host) -> None:
     ledger = Ledger(host)
     ledger.start()
@@ -185,7 +183,6 @@ def test_what_was_restored_at_the_last_marker_survives_the_loss_of_a(sites: TwoS
     assert ledger.check() >= before_marker
 
 
-@_OVER_FIBRE_CHANNEL_TOO
 def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, host: Host) -> None:
     journal = durable_lsn(sites, "b")
     ledger = Ledger(host)
@@ -220,7 +217,6 @@ def test_a_comes_back_fenced_and_follows_with_differences_only(sites: TwoSites, 
     assert_equal_block_by_block(sites, "b")
 
 
-@_OVER_FIBRE_CHANNEL_TOO
 def test_a_takes_its_place_again_and_nothing_is_lost(sites: TwoSites, host: Host) -> None:
     host.log_out("b")
     assert sites.replctl("a", "takeover", GROUP)["changed"]

@@ -181,6 +181,10 @@ class Host:
 
         self._sites.wait_for(f"every volume of {site} has all its paths", complete)
 
+    def rescan(self) -> None:
+        """Ask every device how large it is now."""
+        self.run(f"set -e; iscsiadm -m session --rescan >/dev/null; {self._of_ports('rescan')}")
+
     def log_out(self, site: str) -> None:
         """Of all its portals; nothing of it is mounted."""
         node = f"iscsiadm -m node -T {_IQN}:{site}"
