@@ -178,12 +178,16 @@ def test_vagrant_up_ends_in_a_mounted_replica_and_a_takeover(machines: Machines)
     machines.run(
         "b",
         f"set -e; iscsiadm -m discovery -t sendtargets -p 198.51.100.11; "
+        f"iscsiadm -m node -T {_IQN}:a -p 198.51.100.11 -o update"
+        " -n node.session.timeo.replacement_timeout -v 10; "
         f"iscsiadm -m node -T {_IQN}:a -p 198.51.100.11 --login; udevadm settle; "
         f"mkfs.ext4 -q -F {disk}; mount {disk} /mnt; echo here >/mnt/proof; sync",
     )
     machines.run("a", f"{_REPLCTL} marker create group1 proof-is-in --wait")
     run("virsh", "destroy", "vagrant_a")
-    machines.run("b", f"umount -l /mnt; {_REPLCTL} takeover group1 --force")
+    machines.run(
+        "b", f"umount -l /mnt; iscsiadm -m node -T {_IQN}:a --logout; {_REPLCTL} takeover group1 --force"
+    )
     disk = f"/dev/disk/by-path/ip-198.51.100.12:3260-iscsi-{_IQN}:b-lun-0"
     found = machines.run(
         "b",

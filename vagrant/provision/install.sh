@@ -37,8 +37,12 @@ compile_source() {
         say "not all of $SOURCE compiles"
 }
 
+# What pyproject.toml names is installed once: in a machine without hardware acceleration pip takes most of a minute.
 install_python() { # [WHEELS]
     local from=() pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+    local stamp=$VENV/installed wanted
+    wanted=$(sha256sum <"$SOURCE/pyproject.toml")
+    [[ -e $stamp && $(<"$stamp") == "$wanted" ]] && return 0
     [[ -z $1 ]] || from=(--no-index --find-links "$1")
     # rtslib and pyudev are Debian's: they have to fit its kernel and its udev.
     [[ -x $VENV/bin/python ]] || python3 -m venv --system-site-packages "$VENV"
@@ -47,6 +51,7 @@ install_python() { # [WHEELS]
     compile_source
     "$VENV/bin/python" -m compileall -q "$VENV/lib"
     ln -sf "$VENV"/bin/{replctl,replctl-target,replctl-hostagent} /usr/local/bin/
+    printf %s "$wanted" >"$stamp"
 }
 
 # Without the reloads that each would bring, and those of update-rc.d: one alone takes a machine without hardware
