@@ -9,10 +9,11 @@ from collections.abc import Callable
 from target.scheduler import Scheduler
 
 _SECONDS_MIN = 0.01
-_SECONDS_MAX = 0.25
-_PAUSE = 50
+_SECONDS_MAX = 0.1
+_PAUSE = 20
 """Times as long as telling took passes until the next time. Told a hundred times a second whatever it takes,
-a subsystem in an emulated machine spent a tenth of its loop's time on it, and the copy manager as much.
+a subsystem in an emulated machine spent a tenth of its loop's time on it, and the copy manager as much. Not
+longer than `_SECONDS_MAX`: a mirror fetches, and the ring is released, as far as was told.
 """
 
 
