@@ -9,7 +9,7 @@ from collections.abc import Callable
 from target.scheduler import Scheduler
 
 _SECONDS_MIN = 0.01
-_SECONDS_MAX = 0.1
+_SECONDS_MAX = 0.03
 _PAUSE = 20
 """Times as long as telling took passes until the next time. Told a hundred times a second whatever it takes,
 a subsystem in an emulated machine spent a tenth of its loop's time on it, and the copy manager as much. Not

@@ -53,6 +53,14 @@ _RANDOM_MIB = 24
 """What a full copy would carry at least."""
 
 
+def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
+    san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
+    host.run(f"head -c {_RANDOM_MIB}M /dev/urandom >/mnt/log/random; sync -f /mnt/log")
+    sites.wait_until_restored("a", "random-is-in")
+    assert sites.bytes_sent("a", Network.SAN) - san > _RANDOM_MIB << 20
+    assert sites.bytes_sent("a", Network.MANAGEMENT) - management < 1 << 20
+
+
 @pytest.mark.fabrics("fc")
 def test_a_volume_is_one_by_fibre_channel_and_by_iscsi(sites: TwoSites, host: Host) -> None:
     for volume in VOLUMES:
@@ -71,14 +79,6 @@ def test_the_peers_journal_is_a_device_of_the_kernel_that_cannot_be_written(
     assert found == ["fcoe", "LIO-ORG", "1"]
 
 
-def test_no_volume_data_crosses_the_management_network(sites: TwoSites, host: Host) -> None:
-    san, management = (sites.bytes_sent("a", network) for network in (Network.SAN, Network.MANAGEMENT))
-    host.run(f"head -c {_RANDOM_MIB}M /dev/urandom >/mnt/log/random; sync -f /mnt/log")
-    sites.wait_until_restored("a", "random-is-in")
-    assert sites.bytes_sent("a", Network.SAN) - san > _RANDOM_MIB << 20
-    assert sites.bytes_sent("a", Network.MANAGEMENT) - management < 1 << 20
-
-
 def test_the_kernel_sees_that_a_secondary_is_write_protected(sites: TwoSites, host: Host) -> None:
     other = Host(sites, "a")
     other.log_in("b")
@@ -92,11 +92,12 @@ def test_the_kernel_sees_that_a_secondary_is_write_protected(sites: TwoSites, ho
 def test_cutting_the_san_costs_a_host_its_paths_there_and_the_pair_its_lag(
     sites: TwoSites, ledger: Ledger, host: Host
 ) -> None:
-    sites.lab.wires.cut("a", Network.SAN)
-    ledger.wait_for_progress(sites, 10)
-    sites.wait_for("a path is lost", lambda: host.paths("a", DATA) == 1)
-    sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b").get("lag_seconds") or 0) > 5)
-    sites.lab.wires.join("a", Network.SAN)
+    with host.off_fibre_channel():
+        sites.lab.wires.cut("a", Network.SAN)
+        ledger.wait_for_progress(sites, 10)
+        sites.wait_for("a path is lost", lambda: host.paths("a", DATA) == 1)
+        sites.wait_for("the lag shows it", lambda: (sites.mirror("a", "b").get("lag_seconds") or 0) > 5)
+        sites.lab.wires.join("a", Network.SAN)
     sites.wait_for_pair("a", "b")
     sites.wait_until_restored("a", "san-is-back")
     sites.wait_for("all paths are back", lambda: host.paths("a", DATA) == host.paths_max("a"))
@@ -110,12 +111,13 @@ def test_cutting_the_management_network_stops_no_host(sites: TwoSites, ledger: L
     sites.wait_until_restored("a", "management-is-back")
 
 
-def test_cutting_both_networks_stops_no_host(sites: TwoSites, ledger: Ledger) -> None:
-    for network in (Network.SAN, Network.MANAGEMENT):
-        sites.lab.wires.cut("a", network)
-    ledger.wait_for_progress(sites, 10)
-    for network in (Network.SAN, Network.MANAGEMENT):
-        sites.lab.wires.join("a", network)
+def test_cutting_both_networks_stops_no_host(sites: TwoSites, ledger: Ledger, host: Host) -> None:
+    with host.off_fibre_channel():
+        for network in (Network.SAN, Network.MANAGEMENT):
+            sites.lab.wires.cut("a", network)
+        ledger.wait_for_progress(sites, 10)
+        for network in (Network.SAN, Network.MANAGEMENT):
+            sites.lab.wires.join("a", network)
     sites.wait_for_pair("a", "b")
     sites.wait_until_restored("a", "both-are-back")
 

@@ -10,7 +10,8 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,10 +199,30 @@ class Host:
         # Fibre Channel keeps the devices of a port that is gone, and multipath makes no map with such a one.
         self.run(self._of_ports("delete"))
 
+    @contextmanager
+    def off_fibre_channel(self) -> Iterator[None]:
+        """Commands to volumes go by iSCSI alone, as before a fabric's maintenance.
+
+        Who cuts a fabric with writes on it may have to reboot the target's machine: docs/lab.md, *A write
+        whose data are lost*.
+        """
+        quiet = "until awk '{ exit $1 + $2 > 0 }' /sys/block/$disk/inflight; do sleep 0.05; done"
+        self.run(self._for_ports(f"echo offline >/sys/block/$disk/device/state; {quiet}"))
+        yield
+        # Linux takes no word for a device whose port is not back yet.
+        self.run(
+            self._for_ports(
+                "until echo running >/sys/block/$disk/device/state; do sleep 0.5; done 2>/dev/null"
+            )
+        )
+
     def _of_ports(self, action: str) -> str:
         """A script: rescan or delete each device that came by Fibre Channel and is a volume."""
+        return self._for_ports(f"echo 1 >/sys/block/$disk/device/{action}")
+
+    def _for_ports(self, script: str) -> str:
         found = 'lsblk -S -n -o NAME,TRAN,VENDOR | awk \'$2 == "fcoe" && $3 == "REPLCTL" { print $1 }\''
-        return f"{found} | while read -r disk; do echo 1 >/sys/block/$disk/device/{action}; done"
+        return f"{found} | while read -r disk; do {script}; done"
 
     def device(self, site: str, volume: Volume) -> str:
         """The multipath device with this site's identity of the volume."""
