@@ -59,8 +59,10 @@ def _missing() -> str:
     """What there must be, here and in the network, to make the machines."""
     if missing := _missing_programs():
         return missing
-    if newest_kernel(CACHE, KERNEL) and cached_root(CACHE):
-        return ""
+    return "" if newest_kernel(CACHE, KERNEL) and cached_root(CACHE) else _why_no_archive()
+
+
+def _why_no_archive() -> str:
     try:
         with urllib.request.urlopen(f"{MIRROR}/dists/{SUITE}/InRelease", timeout=_MIRROR_SECONDS_MAX):
             return ""
@@ -75,12 +77,13 @@ def _missing_programs() -> str:
 
 @pytest.fixture(scope="session")
 def lab_images() -> Path:
-    """A cache that holds kernel and root file system; in CI of today's package versions."""
+    """A cache that holds kernel and root file system; in CI of today's packages, if they can be had."""
     if missing := _missing_programs():
         unavailable(missing)
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
-        (build if os.environ.get("CI") == "true" else images)(CACHE, KERNEL, MIRROR)
+        anew = os.environ.get("CI") == "true" and not _why_no_archive()
+        (build if anew else images)(CACHE, KERNEL, MIRROR)
     except LabError as error:
         unavailable(f"the virtual machines cannot be built: {error}")
     return CACHE
