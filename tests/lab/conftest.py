@@ -2,7 +2,7 @@
 
 Virtual machines take minutes, several GB and all the processors there are. So the tests that start them are
 for who names tests/lab: a machine that cannot have them skips them then. A run of everything leaves them out.
-CI names them, in a run of their own beside the others (scripts/test); it goes without them only where there
+CI names them, in a run of their own behind the others (scripts/test); it goes without them only where there
 is nothing to make the machines of.
 """
 
